@@ -1,0 +1,147 @@
+"""Random inputs that respect what each input means, on several assignments of the dynamic dims.
+
+Token ids stay inside the vocabulary; masks are 0/1 with padding on the right and at least one 1 a row;
+positions count up. The same seed gives the same arrays on every machine.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import ml_dtypes
+import numpy as np
+
+from burnish.errors import InputError
+from burnish.manifest import DimRange, TensorSpec
+
+Assignment = dict[str, int]
+"""A size for each dynamic dim, by name."""
+
+_BATCH: Final = re.compile(r"batch|^b$|^n$", re.IGNORECASE)
+_FREE_VOCABULARY: Final = 100  # without a known bound, ids below this fit any real embedding table
+
+
+def dtype_of(name: str) -> np.dtype[np.generic]:
+    """The numpy dtype of a manifest's dtype name, ml_dtypes' included.
+
+    Raises:
+        InputError: no such dtype.
+    """
+    try:
+        return np.dtype(getattr(ml_dtypes, name, name))
+    except TypeError:
+        raise InputError(
+            f"Unknown dtype {name!r}.", "Use a numpy or ml_dtypes name, such as float32."
+        ) from None
+
+
+def dynamic_dims(specs: Sequence[TensorSpec]) -> list[str]:
+    """Names of the dynamic dims, in order of appearance; an unnamed one is called `INPUT.AXIS`."""
+    names = (name for spec in specs for name in _dim_names(spec) if isinstance(name, str))
+    return list(dict.fromkeys(names))
+
+
+def assignments(
+    specs: Sequence[TensorSpec],
+    dims: Mapping[str, DimRange] | None = None,
+    *,
+    sizes: Sequence[int] = (7, 1, 16, 2),
+) -> list[Assignment]:
+    """At least four assignments: batch 1, 2, 3 crossed with lengths that include 1, kept in range.
+
+    Batch-like dims go 1, 2, 3, 1 while the others go through `sizes`, shifted against each other so that
+    two dims are not always equal. A model without dynamic dims has one assignment: `{}`.
+    """
+    names = dynamic_dims(specs)
+    if not names:
+        return [{}]
+    batches = (1, 2, 3, 1)
+    result: list[Assignment] = []
+    for step in range(len(sizes)):
+        others = itertools.count(step)
+        wanted = {
+            name: batches[step % 4] if _BATCH.search(name) else sizes[next(others) % len(sizes)]
+            for name in names
+        }
+        result.append({name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()})
+    return [a for i, a in enumerate(result) if a not in result[:i]]
+
+
+def make_feeds(
+    specs: Sequence[TensorSpec], assignment: Mapping[str, int], *, seed: int
+) -> dict[str, np.ndarray]:
+    """One random array for each input at those sizes.
+
+    Raises:
+        InputError: an input has an unknown rank, or a dynamic dim without a size in `assignment`.
+    """
+    rng = np.random.default_rng(seed)
+    return {spec.name: np.asarray(_array(spec, shape_at(spec, assignment), rng)) for spec in specs}
+
+
+def shape_at(spec: TensorSpec, assignment: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape of an input at those sizes of the dynamic dims.
+
+    Raises:
+        InputError: the rank is unknown, or a dynamic dim has no size in `assignment`.
+    """
+    if spec.shape is None:
+        raise InputError(
+            f"Input {spec.name!r} has an unknown rank.", "Give its data instead of random values."
+        )
+    missing = [n for n in _dim_names(spec) if isinstance(n, str) and n not in assignment]
+    if missing:
+        raise InputError(
+            f"Dim {missing[0]!r} of input {spec.name!r} has no size.",
+            f"Give one, such as {missing[0]}=8.",
+        )
+    return tuple(n if isinstance(n, int) else assignment[n] for n in _dim_names(spec))
+
+
+def _dim_names(spec: TensorSpec) -> Iterator[int | str]:
+    for axis, dim in enumerate(spec.shape or ()):
+        yield f"{spec.name}.{axis}" if dim is None else dim
+
+
+def _clamp(size: int, allowed: DimRange | None) -> int:
+    if allowed is None:
+        return size
+    return max(allowed.min, min(size, allowed.max if allowed.max is not None else size))
+
+
+def _array(spec: TensorSpec, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    dtype = dtype_of(spec.dtype)
+    match spec.meaning:
+        case "token_ids":
+            return rng.integers(0, spec.high or _FREE_VOCABULARY, shape).astype(dtype)
+        case "segments":
+            return rng.integers(0, spec.high or 1, shape).astype(dtype)
+        case "positions":
+            counts = np.arange(shape[-1] if shape else 1) % (spec.high or max(1, *shape, 1))
+            return np.broadcast_to(counts, shape).astype(dtype)
+        case "mask":
+            return _right_padded(shape, rng).astype(dtype)
+        case "values":
+            return _values(dtype, shape, rng)
+
+
+def _right_padded(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Rows of ones with zeros on the right; the first row is full, every row has at least one 1."""
+    length = shape[-1] if shape else 1
+    lengths = rng.integers(1, length + 1, shape[:-1]) if length else np.zeros(shape[:-1], int)
+    lengths = np.atleast_1d(lengths)
+    lengths.reshape(-1)[:1] = length
+    return (np.arange(length) < lengths.reshape(*shape[:-1], 1)).reshape(shape)
+
+
+def _values(
+    dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.Generator
+) -> np.ndarray:
+    if dtype == np.bool_:
+        return np.asarray(rng.random(shape) < 0.5)
+    if np.issubdtype(dtype, np.integer):
+        return rng.integers(0, min(_FREE_VOCABULARY, np.iinfo(dtype).max), shape).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)

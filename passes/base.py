@@ -1,0 +1,201 @@
+"""What a pass is: a frozen dataclass with a name, a numeric promise and `rewrite(model, context) -> int`.
+
+How to write one: copy `passes/cleanup/remove_identity.py`, add its line to `passes/registry.py` and its
+test. Visit every graph with `all_graphs(model)`, so that subgraphs and functions are rewritten too; ask
+`context.permit(...)` as the last step before each change, so that a wrong rewrite can be bisected; say
+`context.miss(...)` when a pattern almost fits, so that the user learns why it did not fire.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import enum
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ClassVar, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.target import TARGETS, Target
+
+Arrays = Mapping[str, np.ndarray]
+"""Arrays by value name."""
+
+
+class Numerics(enum.Enum):
+    """How far a pass may move the outputs, against the model before it.
+
+    Floating outputs are compared by `max |a - b| <= tolerance * max(1, max |b|)`, so the tolerance is
+    relative to the largest magnitude in the output. LOSSY is judged by the relative L2 norm
+    `|a - b| / |b|` instead. Integer and boolean outputs must be equal, except under LOSSY.
+    """
+
+    EXACT = 0.0
+    ROUNDING = 1e-4
+    LOSSY = 0.35
+
+    @property
+    def tolerance(self) -> float:
+        """The declared bound; see the class."""
+        return float(self.value)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The calibrated range of a float tensor: low <= x <= high."""
+
+    low: float
+    high: float
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Rewrite:
+    """One change that a pass made: its place, in the words of the graph."""
+
+    node: str
+    """Name of the node (or its op type when it has none)."""
+    value: str
+    """Name of the first value that the change produces."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Miss:
+    """A place where a pattern nearly fitted, and why it did not fire."""
+
+    node: str
+    why: str
+
+
+@final
+@dataclasses.dataclass
+class Context:
+    """What the orchestration hands to a pass: plain values and callables, never a library.
+
+    The callables are None where nobody can run the model (a pure graph rewrite in a notebook, a test);
+    a pass that needs one then changes nothing and says so through `miss`.
+    """
+
+    target: Target = TARGETS["cpu"]
+    calibrate: Callable[[ir.Model, Sequence[str]], Mapping[str, Range]] | None = None
+    """(model, names of float values) -> range of each over the calibration data."""
+    probe: Callable[[ir.Model, Sequence[str]], Arrays] | None = None
+    """(model, names of values) -> their arrays for one typical input (for shapes and realistic data)."""
+    compare_speed: Callable[[ir.Model, ir.Model, Arrays], float] | None = None
+    """(a, b, feeds) -> time of a divided by time of b, interleaved in one run; > 1 means b is faster."""
+    limit: int | None = None
+    """At most this many rewrites; None: no limit. Bisection sets it."""
+    rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
+    misses: list[Miss] = dataclasses.field(default_factory=list)
+
+    def permit(self, where: ir.Node | ir.Value) -> bool:
+        """Ask for leave to make one more rewrite at `where`; the call counts it when it says True."""
+        if self.limit is not None and len(self.rewrites) >= self.limit:
+            return False
+        self.rewrites.append(Rewrite(*_place(where)))
+        return True
+
+    def miss(self, where: ir.Node | ir.Value, why: str) -> None:
+        """Record why a pattern did not fire at `where`."""
+        self.misses.append(Miss(_place(where)[0], why))
+
+
+def _place(where: ir.Node | ir.Value) -> tuple[str, str]:
+    if isinstance(where, ir.Value):
+        return where.name or "?", where.name or "?"
+    value = where.outputs[0].name if where.outputs else None
+    return where.name or where.op_type, value or "?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass(abc.ABC):
+    """A pure graph rewrite. Subclasses are final frozen dataclasses; their fields are their options.
+
+    The text form is `name{field=value,...}` with the fields that differ from their defaults.
+    """
+
+    name: ClassVar[str]
+    numerics: ClassVar[Numerics]
+
+    @abc.abstractmethod
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        """Rewrite `model` in place; return how many rewrites were made (0: nothing changed)."""
+
+    def __str__(self) -> str:
+        changed = [
+            f"{f.name}={_text(getattr(self, f.name))}"
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{self.name}{{{','.join(changed)}}}" if changed else self.name
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    """Every graph of the model: the main one, functions, and the bodies of If, Loop and Scan.
+
+    A body comes after the graph that holds it. The list is taken before it is walked, so that a pass may
+    rewrite while it iterates; bodies of nodes it removes are still visited, harmlessly.
+    """
+    todo: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    while todo:
+        graph = todo.pop(0)
+        yield graph
+        todo.extend(body for node in graph for body in bodies(node))
+
+
+def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndarray | None:
+    """The array of an initializer or of a Constant node's output; None when it is not constant.
+
+    A graph input with a default is not constant. Arrays over `max_bytes` are not touched (they may be
+    memory-mapped) and give None.
+    """
+    tensor = (
+        None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    )
+    if tensor is None or (max_bytes is not None and tensor.nbytes > max_bytes):
+        return None
+    return tensor.numpy()
+
+
+def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:
+    """True when `node` is that operator (`ai.onnx` is the same as the empty domain)."""
+    return (
+        node is not None
+        and node.op_type == op_type
+        and (node.domain if node.domain != "ai.onnx" else "") == domain
+    )
+
+
+def new_initializer(graph: ir.Graph | ir.Function, name: str, array: np.ndarray) -> ir.Value:
+    """A new initializer with a free name close to `name`, registered in the model's main graph.
+
+    Raises:
+        TypeError: `graph` is a function; functions cannot hold initializers (use a Constant node).
+    """
+    if isinstance(graph, ir.Function):
+        raise TypeError("A function cannot hold initializers.")
+    free, number = name, 0
+    while free in graph.initializers:
+        number += 1
+        free = f"{name}_{number}"
+    value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
+    value.shape = ir.Shape(array.shape)
+    value.dtype = ir.DataType.from_numpy(array.dtype)
+    graph.register_initializer(value)
+    return value

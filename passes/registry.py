@@ -1,0 +1,42 @@
+"""Every pass by name: one line each, imported on use. A test walks the table."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final
+
+from burnish.errors import RecipeError, nearest
+from burnish.passes.base import Pass
+
+PASSES: Final[dict[str, str]] = {
+    "remove-identity": "burnish.passes.cleanup.remove_identity:RemoveIdentity",
+    "remove-unused": "burnish.passes.cleanup.remove_unused:RemoveUnused",
+    "fold-constants": "burnish.passes.cleanup.fold_constants:FoldConstants",
+    "deduplicate-initializers": "burnish.passes.cleanup.deduplicate_initializers:DeduplicateInitializers",
+    "eliminate-common-subexpressions": "burnish.passes.cleanup.eliminate_common_subexpressions:EliminateCommonSubexpressions",
+    "simplify-shapes": "burnish.passes.cleanup.simplify_shapes:SimplifyShapes",
+    "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
+    "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
+    "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
+    "fuse-attention": "burnish.passes.fusion.fuse_attention:FuseAttention",
+    "fuse-skip-norm": "burnish.passes.fusion.fuse_skip_norm:FuseSkipNorm",
+    "fuse-bias-gelu": "burnish.passes.fusion.fuse_bias_gelu:FuseBiasGelu",
+    "quantize-dynamic": "burnish.passes.quantize.quantize_dynamic:QuantizeDynamic",
+    "quantize-static": "burnish.passes.quantize.quantize_static:QuantizeStatic",
+    "drop-slower": "burnish.passes.drop_slower:DropSlower",
+}
+
+
+def load_pass(name: str) -> type[Pass]:
+    """The class of a pass by name.
+
+    Raises:
+        RecipeError: no pass has that name; the hint suggests the nearest.
+    """
+    if name not in PASSES:
+        raise RecipeError(
+            f"No pass named {name!r}.", nearest(name, PASSES), code="RECIPE_UNKNOWN_PASS"
+        )
+    module, _, attribute = PASSES[name].partition(":")
+    cls: type[Pass] = getattr(importlib.import_module(module), attribute)
+    return cls

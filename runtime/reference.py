@@ -1,0 +1,72 @@
+"""Run a model as it is written: CPU, onnxruntime's own optimiser off (or on, to see what is deployed).
+
+This is the judge of every rewrite, so it does nothing clever. For speed use `burnish.runtime.session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import onnxruntime as ort
+
+from burnish.errors import ModelError
+
+ModelSource = bytes | Path
+"""A serialised ModelProto, or the path of a model file (needed where weights are external)."""
+
+
+@final
+class Reference:
+    """A session that runs exactly the given graph.
+
+    Args:
+        model: bytes of a ModelProto, or a path.
+        optimize: False switches onnxruntime's optimiser off; True uses its default (all).
+        threads: intra-op threads.
+
+    Raises:
+        ModelError: onnxruntime cannot load the model (MODEL_LOAD); its message is kept.
+    """
+
+    def __init__(self, model: ModelSource, *, optimize: bool = False, threads: int = 1) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4
+        levels = ort.GraphOptimizationLevel
+        options.graph_optimization_level = (
+            levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        )
+        try:
+            self._session = ort.InferenceSession(
+                model if isinstance(model, bytes) else str(model), options,
+                providers=["CPUExecutionProvider"],
+            )  # fmt: skip
+        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base
+            raise ModelError(
+                f"onnxruntime cannot load the model: {error}.",
+                "Look at the node it names.",
+                code="MODEL_LOAD",
+            ) from error
+        self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())
+
+    def __call__(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Run once; all outputs, or the named ones.
+
+        Raises:
+            ModelError: a node fails on this input (MODEL_RUN); onnxruntime's message names it.
+        """
+        names = list(outputs) if outputs is not None else list(self.outputs)
+        try:
+            arrays = self._session.run(names, dict(feeds))
+        except Exception as error:  # noqa: BLE001 - as above
+            raise ModelError(
+                f"The model does not run on this input: {error}.",
+                "Check the shapes of the inputs against the model.",
+                code="MODEL_RUN",
+            ) from error
+        return dict(zip(names, arrays, strict=True))
