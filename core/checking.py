@@ -1,0 +1,136 @@
+"""The judge of every rewrite: run the model before and after on fresh random inputs, optimiser off.
+
+Part of the orchestration (`burnish.api`): it knows both onnx-ir models and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.difference import Difference, worst
+from burnish.errors import ModelError
+from burnish.feeds import Assignment, assignments, make_feeds
+from burnish.manifest import Manifest
+from burnish.model import to_bytes
+from burnish.passes.base import Numerics
+from burnish.passes.runner import Verdict
+from burnish.runtime.reference import ModelSource, Reference
+
+Arrays = Mapping[str, np.ndarray]
+
+_ONE_PROTO: Final = 1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
+
+
+@final
+class DifferentialChecker:
+    """Compares two models on several assignments of the dynamic dims; implements `Checker`.
+
+    Args:
+        interface: inputs, meanings and ranges of the models to compare.
+        samples: real inputs, on which lossy steps are judged (random ones otherwise).
+        seed: of the random inputs; the same seed gives the same inputs.
+    """
+
+    def __init__(
+        self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0
+    ) -> None:
+        specs = interface.inputs
+        self._random: list[tuple[Assignment, Arrays]] = [
+            (sizes, make_feeds(specs, sizes, seed=seed + number))
+            for number, sizes in enumerate(assignments(specs, interface.dims))
+        ]
+        self._real: list[tuple[Assignment, Arrays]] = [
+            ({f"sample {number}": 1}, feeds) for number, feeds in enumerate(samples[:8])
+        ]
+        self._runs_at_all = False
+        self._cached: tuple[ir.Model, bool, list[Arrays]] | None = None
+
+    def __call__(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> Verdict:
+        """The largest difference over all assignments; a model that does not load is infinitely far.
+
+        Raises:
+            ModelError: `before` does not load, or runs on none of the random inputs.
+        """
+        real = numerics is Numerics.LOSSY and bool(self._real)
+        reference = self._reference(before, real)
+        cases = self._real if real else self._random
+        sizes = tuple(assignment for assignment, _ in cases)
+        try:
+            actual = _outputs(after, [feeds for _, feeds in cases])
+        except ModelError as error:
+            nowhere = Difference("", np.inf, np.inf, np.inf)
+            return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
+        self._cached = (after, real, actual)
+        found = [worst(a, b) for a, b in zip(reference, actual, strict=True)]
+        index = max(range(len(found)), key=lambda i: (found[i].max_rel, found[i].l2))
+        return Verdict(found[index], sizes, cases[index][0])
+
+    def deployed(self, original: ir.Model, result: ir.Model, numerics: Numerics) -> Verdict:
+        """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
+        real = numerics is Numerics.LOSSY and bool(self._real)
+        reference = self._reference(original, real)
+        cases = self._real if real else self._random
+        actual = _outputs(result, [feeds for _, feeds in cases], optimize=True)
+        found = [worst(a, b) for a, b in zip(reference, actual, strict=True)]
+        index = max(range(len(found)), key=lambda i: (found[i].max_rel, found[i].l2))
+        return Verdict(found[index], tuple(sizes for sizes, _ in cases), cases[index][0])
+
+    def _reference(self, model: ir.Model, real: bool) -> list[Arrays]:
+        if self._cached is not None and self._cached[0] is model and self._cached[1] == real:
+            return self._cached[2]
+        if not self._runs_at_all:
+            self._drop_impossible(model)
+        cases = self._real if real else self._random
+        return _outputs(model, [feeds for _, feeds in cases])
+
+    def _drop_impossible(self, model: ir.Model) -> None:
+        """Keep the assignments at which the source itself runs (sizes may be tied in unstated ways)."""
+        with model_file(model) as source:
+            reference = Reference(source)
+            possible = []
+            for case in self._random:
+                try:
+                    reference(case[1])
+                except ModelError as error:
+                    failure = error
+                else:
+                    possible.append(case)
+        if not possible:
+            raise failure
+        self._random, self._runs_at_all = possible, True
+
+
+def _outputs(
+    model: ir.Model, feeds: Sequence[Arrays], *, optimize: bool = False
+) -> list[Arrays]:
+    with model_file(model) as source:
+        reference = Reference(source, optimize=optimize)
+        return [reference(arrays) for arrays in feeds]
+
+
+class model_file:  # noqa: N801 - a context manager, named as one
+    """A model as onnxruntime takes it: bytes, or a temporary file where the weights pass 1.5 GB."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> ModelSource:
+        weights = sum(v.const_value.nbytes for v in self._model.graph.initializers.values()
+                      if v.const_value is not None)
+        if weights < _ONE_PROTO:
+            return to_bytes(self._model)
+        self._folder = tempfile.TemporaryDirectory(prefix="burnish-")
+        path = Path(self._folder.name) / "model.onnx"
+        ir.save(self._model, path, external_data="model.onnx.data")
+        return path
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            self._folder.cleanup()

@@ -1,0 +1,27 @@
+"""The recipes that burnish uses when none is given, by target and purpose."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from burnish.passes.recipe import Recipe
+
+_CLEAN_UP: Final = (
+    "remove-identity,fold-constants,simplify-shapes,eliminate-common-subexpressions,"
+    "deduplicate-initializers,remove-unused"
+)
+_FUSE: Final = (
+    "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
+)
+
+
+def optimize_recipe(*, measured: bool) -> Recipe:
+    """Clean up, fuse, clean up; `measured`: then drop what is slower on this machine."""
+    text = f"{_CLEAN_UP},{_FUSE},{_CLEAN_UP}"
+    return Recipe.parse(f"{text},drop-slower,{_CLEAN_UP}" if measured else text)
+
+
+def quantize_recipe(scheme: str, *, measured: bool) -> Recipe:
+    """Clean up, fuse what int8 leaves in float, quantise, and drop what is slower."""
+    text = f"{_CLEAN_UP},{_FUSE},unpack-attention,quantize-{scheme}"
+    return Recipe.parse(f"{text},drop-slower,{_CLEAN_UP}" if measured else f"{text},{_CLEAN_UP}")

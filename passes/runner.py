@@ -1,0 +1,189 @@
+"""The recipe runner: rewrite a copy, check it against the model before, keep it or say which rewrite is wrong.
+
+Running models is not this package's business: the checker is a callable that the orchestration hands in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Literal, Protocol, final
+
+import onnx_ir as ir
+
+from burnish.difference import Difference
+from burnish.errors import MismatchError
+from burnish.manifest import Receipt
+from burnish.model import copy_model, node_count
+from burnish.passes.base import Context, Numerics, Pass, Rewrite
+from burnish.passes.recipe import Recipe
+
+OnMismatch = Literal["refuse", "rollback"]
+Progress = Callable[[str, int, int], None]
+"""(what is being done, steps done, steps in all)"""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """The outcome of comparing a model with the one before it."""
+
+    difference: Difference
+    assignments: tuple[dict[str, int], ...] = ()
+    """The sizes of the dynamic dims that were compared."""
+    failed_at: Mapping[str, int] | None = None
+    """The sizes at which the largest difference was found."""
+    failure: str = ""
+    """Why the model could not be loaded or run, if so; the difference is then infinite."""
+
+
+class Checker(Protocol):
+    """Compares `after` with `before` on fresh random inputs."""
+
+    def __call__(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> Verdict:
+        """Run both and measure how far apart they are."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """The rewritten model and one receipt for each pass of the recipe."""
+
+    model: ir.Model
+    receipts: tuple[Receipt, ...]
+
+
+def run_recipe(
+    recipe: Recipe,
+    model: ir.Model,
+    context: Context,
+    check: Checker,
+    *,
+    on_mismatch: OnMismatch = "refuse",
+    progress: Progress | None = None,
+) -> Outcome:
+    """Apply every pass of a recipe to a copy of `model`, each checked against the model before it.
+
+    Args:
+        recipe: the passes, in order.
+        model: left untouched.
+        context: what passes may ask for; each pass gets a fresh log.
+        check: compares two models (see `Checker`).
+        on_mismatch: `refuse` raises; `rollback` goes on without the pass, and its receipt says so.
+        progress: called before each pass.
+
+    Raises:
+        MismatchError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
+            the single rewrite (node and value) and the sizes.
+    """
+    current, receipts = copy_model(model), []
+    for number, pass_ in enumerate(recipe.passes):
+        if progress is not None:
+            progress(str(pass_), number, len(recipe.passes))
+        current, receipt = _step(pass_, current, context, check, on_mismatch)
+        receipts.append(receipt)
+    if progress is not None:
+        progress("done", len(recipe.passes), len(recipe.passes))
+    return Outcome(current, tuple(receipts))
+
+
+def _step(
+    pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
+) -> tuple[ir.Model, Receipt]:
+    started = time.perf_counter()
+    candidate, log = _apply(pass_, current, context, None)
+    receipt = Receipt(
+        step=str(pass_), rewrites=len(log.rewrites), numerics=pass_.numerics.name.lower(),
+        nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log),
+    )  # fmt: skip
+    if not log.rewrites:
+        return current, _stamp(receipt, started, status="unchanged")
+    verdict = check(current, candidate, pass_.numerics)
+    receipt = _stamp(
+        receipt, started, max_abs_error=verdict.difference.max_abs,
+        max_rel_error=_judged(verdict, pass_.numerics), assignments=verdict.assignments,
+    )  # fmt: skip
+    if _kept(verdict, pass_.numerics):
+        return candidate, receipt
+    error = _mismatch(pass_, current, context, check, verdict)
+    if on_mismatch == "refuse":
+        raise error
+    note = f"rolled back: {error.what}"
+    return current, _stamp(
+        receipt, started, status="rolled-back", nodes_after=receipt.nodes_before,
+        notes=(*receipt.notes, note),
+    )  # fmt: skip
+
+
+def _apply(
+    pass_: Pass, current: ir.Model, context: Context, limit: int | None
+) -> tuple[ir.Model, Context]:
+    candidate = copy_model(current)
+    log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[])
+    pass_.rewrite(candidate, log)
+    return candidate, log
+
+
+def _stamp(receipt: Receipt, started: float, **changes: object) -> Receipt:
+    import msgspec
+
+    seconds = time.perf_counter() - started
+    return msgspec.structs.replace(receipt, seconds=round(seconds, 3), **changes)
+
+
+def _notes(log: Context) -> tuple[str, ...]:
+    """Each distinct reason once, with how often it was met and the first node."""
+    groups: dict[str, list[str]] = {}
+    for miss in log.misses:
+        groups.setdefault(miss.why, []).append(miss.node)
+    return tuple(
+        f"{nodes[0]}: {why}" if len(nodes) == 1 else f"{nodes[0]} and {len(nodes) - 1} more: {why}"
+        for why, nodes in groups.items()
+    )
+
+
+def _judged(verdict: Verdict, numerics: Numerics) -> float:
+    lossy = numerics is Numerics.LOSSY
+    return verdict.difference.l2 if lossy else verdict.difference.max_rel
+
+
+def _kept(verdict: Verdict, numerics: Numerics) -> bool:
+    return verdict.difference.within(numerics.tolerance, lossy=numerics is Numerics.LOSSY)
+
+
+def _mismatch(
+    pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict
+) -> MismatchError:
+    guilty = _bisect(pass_, current, context, check)
+    place = f" in the rewrite of node {guilty.node!r} (value {guilty.value!r})" if guilty else ""
+    sizes = ", ".join(f"{name}={size}" for name, size in (verdict.failed_at or {}).items())
+    at = f" at {sizes}" if sizes else ""
+    apart = verdict.failure or (
+        f"output {verdict.difference.name!r} differs by {_judged(verdict, pass_.numerics):.3g}, "
+        f"allowed is {pass_.numerics.tolerance:g}"
+    )
+    return MismatchError(
+        f"Pass {pass_.name!r} changed the result{place}{at}: {apart}.",
+        "Leave the pass out, or go on without it by --on-mismatch rollback; please report the model.",
+    )
+
+
+def _bisect(
+    pass_: Pass, current: ir.Model, context: Context, check: Checker
+) -> Rewrite | None:
+    """The first rewrite after which the results differ: prefixes of a pass are found by `limit`.
+
+    None when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end result
+    depends on more than them).
+    """
+    _, log = _apply(pass_, current, context, None)
+    good, bad = 0, len(log.rewrites)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        candidate, _ = _apply(pass_, current, context, middle)
+        if _kept(check(current, candidate, pass_.numerics), pass_.numerics):
+            good = middle
+        else:
+            bad = middle
+    return log.rewrites[bad - 1] if log.rewrites else None
