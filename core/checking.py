@@ -24,7 +24,9 @@ from burnish.runtime.reference import ModelSource, Reference
 
 Arrays = Mapping[str, np.ndarray]
 
-_ONE_PROTO: Final = 1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
+_ONE_PROTO: Final = (
+    1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
+)
 
 
 @final
@@ -57,29 +59,29 @@ class DifferentialChecker:
         Raises:
             ModelError: `before` does not load, or runs on none of the random inputs.
         """
+        return self._compare(before, after, numerics, deployed=False)
+
+    def deployed(self, original: ir.Model, result: ir.Model, numerics: Numerics) -> Verdict:
+        """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
+        return self._compare(original, result, numerics, deployed=True)
+
+    def _compare(
+        self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool
+    ) -> Verdict:
         real = numerics is Numerics.LOSSY and bool(self._real)
         reference = self._reference(before, real)
         cases = self._real if real else self._random
         sizes = tuple(assignment for assignment, _ in cases)
         try:
-            actual = _outputs(after, [feeds for _, feeds in cases])
+            actual = _outputs(after, [feeds for _, feeds in cases], optimize=deployed)
         except ModelError as error:
             nowhere = Difference("", np.inf, np.inf, np.inf)
             return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
-        self._cached = (after, real, actual)
+        if not deployed:
+            self._cached = (after, real, actual)
         found = [worst(a, b) for a, b in zip(reference, actual, strict=True)]
         index = max(range(len(found)), key=lambda i: (found[i].max_rel, found[i].l2))
         return Verdict(found[index], sizes, cases[index][0])
-
-    def deployed(self, original: ir.Model, result: ir.Model, numerics: Numerics) -> Verdict:
-        """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
-        real = numerics is Numerics.LOSSY and bool(self._real)
-        reference = self._reference(original, real)
-        cases = self._real if real else self._random
-        actual = _outputs(result, [feeds for _, feeds in cases], optimize=True)
-        found = [worst(a, b) for a, b in zip(reference, actual, strict=True)]
-        index = max(range(len(found)), key=lambda i: (found[i].max_rel, found[i].l2))
-        return Verdict(found[index], tuple(sizes for sizes, _ in cases), cases[index][0])
 
     def _reference(self, model: ir.Model, real: bool) -> list[Arrays]:
         if self._cached is not None and self._cached[0] is model and self._cached[1] == real:
@@ -106,9 +108,7 @@ class DifferentialChecker:
         self._random, self._runs_at_all = possible, True
 
 
-def _outputs(
-    model: ir.Model, feeds: Sequence[Arrays], *, optimize: bool = False
-) -> list[Arrays]:
+def _outputs(model: ir.Model, feeds: Sequence[Arrays], *, optimize: bool = False) -> list[Arrays]:
     with model_file(model) as source:
         reference = Reference(source, optimize=optimize)
         return [reference(arrays) for arrays in feeds]
@@ -122,8 +122,11 @@ class model_file:  # noqa: N801 - a context manager, named as one
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> ModelSource:
-        weights = sum(v.const_value.nbytes for v in self._model.graph.initializers.values()
-                      if v.const_value is not None)
+        weights = sum(
+            v.const_value.nbytes
+            for v in self._model.graph.initializers.values()
+            if v.const_value is not None
+        )
         if weights < _ONE_PROTO:
             return to_bytes(self._model)
         self._folder = tempfile.TemporaryDirectory(prefix="burnish-")

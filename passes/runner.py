@@ -169,9 +169,7 @@ def _mismatch(
     )
 
 
-def _bisect(
-    pass_: Pass, current: ir.Model, context: Context, check: Checker
-) -> Rewrite | None:
+def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker) -> Rewrite | None:
     """The first rewrite after which the results differ: prefixes of a pass are found by `limit`.
 
     None when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end result

@@ -12,15 +12,27 @@ from burnish.cli.common import fail
 from burnish.errors import BurnishError
 
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
-    "export": ("burnish.cli.export:export", "Export a PyTorch model to ONNX, checked against PyTorch."),
+    "export": (
+        "burnish.cli.export:export",
+        "Export a PyTorch model to ONNX, checked against PyTorch.",
+    ),
     "optimize": ("burnish.cli.optimize:optimize", "Rewrite a model by a recipe of checked passes."),
-    "quantize": ("burnish.cli.quantize:quantize", "Make a model int8, where that is measured faster."),
+    "quantize": (
+        "burnish.cli.quantize:quantize",
+        "Make a model int8, where that is measured faster.",
+    ),
     "run": ("burnish.cli.run:run", "Run a model once on given or random inputs."),
     "bench": ("burnish.cli.bench:bench", "Time models side by side, interleaved in one run."),
-    "inspect": ("burnish.cli.inspect:inspect", "Show what is in a model: inputs, ops, sizes, receipts."),
+    "inspect": (
+        "burnish.cli.inspect:inspect",
+        "Show what is in a model: inputs, ops, sizes, receipts.",
+    ),
     "verify": ("burnish.cli.verify:verify", "Check that two models compute the same."),
     "passes": ("burnish.cli.passes:passes", "List the passes, or show one with its options."),
-    "doctor": ("burnish.cli.doctor:doctor", "Say what works on this machine, and how to get the rest."),
+    "doctor": (
+        "burnish.cli.doctor:doctor",
+        "Say what works on this machine, and how to get the rest.",
+    ),
 }
 
 

@@ -1,0 +1,287 @@
+"""The public functions: export, optimize, quantize, verify. Also what the command line calls.
+
+This is the orchestration: it hands the passes what they need (calibration, a checker, a timer) as plain
+callables, and never lets a model out that was not checked.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+import numpy as np
+
+from burnish.checking import DifferentialChecker
+from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError
+from burnish.manifest import Manifest, Receipt
+from burnish.model import node_count, signature
+from burnish.passes.base import Numerics
+from burnish.passes.recipe import Recipe
+from burnish.passes.recipes import optimize_recipe, quantize_recipe
+from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
+from burnish.sources import ModelLike, Source, need_output, open_source
+from burnish.target import Target, get_target
+from burnish.workbench import Workbench
+
+Samples = Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]
+"""Feeds by input name; or a path of `.npz`/`.npy` files; or `random`."""
+
+_VERSIONED: Final = (
+    "burnish",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "onnxruntime-gpu",
+    "onnxruntime",
+)
+_RANDOM_SAMPLES: Final = 16
+_CHECKED_LOSSY: Final = 8  # samples on which a lossy step is judged
+
+
+def optimize(
+    model: ModelLike,
+    *,
+    target: str = "cpu",
+    recipe: str | Recipe | Path | None = None,
+    on_mismatch: OnMismatch = "refuse",
+    output: str | os.PathLike[str] | None = None,
+    return_receipts: bool = False,
+    **options: Any,
+) -> Any:
+    """Rewrite a model by a recipe; every pass is checked against the model before it.
+
+    Args:
+        model: a path (then `output` is needed), an Artifact, an onnx.ModelProto or an onnx_ir.Model.
+        target: `cpu`, `openvino`, `cuda` or `tensorrt`.
+        recipe: text, a Recipe or a file; default: the recipe for the target.
+        on_mismatch: `refuse` raises MismatchError; `rollback` goes on without the wrong pass.
+        output: where to write it: an `.onnx` file or a folder.
+        return_receipts: return `(model, receipts)` instead of the model alone.
+        options: `measured` (False: nothing is timed, and `drop-slower` is left out), `typical` (sizes
+            of dynamic dims to measure at), `seed`, `progress`; see `burnish.workbench.Workbench`.
+
+    Returns:
+        A model of the kind that was given (a path: the path written).
+
+    Raises:
+        ModelError, RecipeError, TargetError, MismatchError, OutputError.
+    """
+    measured = bool(options.pop("measured", True))
+    chosen = get_target(target)
+    default = optimize_recipe(measured=measured and chosen.provider == "CPUExecutionProvider")
+    return _rewrite(
+        model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
+        on_mismatch=on_mismatch, measured=measured, **options,
+    )  # fmt: skip
+
+
+def quantize(
+    model: ModelLike,
+    *,
+    scheme: Literal["static", "dynamic"] = "static",
+    data: Samples | None = None,
+    target: str = "cpu",
+    recipe: str | Recipe | Path | None = None,
+    on_mismatch: OnMismatch = "refuse",
+    output: str | os.PathLike[str] | None = None,
+    return_receipts: bool = False,
+    **options: Any,
+) -> Any:
+    """Make a model int8 where it is measured faster; see `optimize` for what both share.
+
+    Args:
+        model: as for `optimize`.
+        scheme: `static` calibrates activations on `data`; `dynamic` measures them at run time.
+        data: calibration samples: feeds by input name, a path of `.npz` files, or `random` (which the
+            receipt says loudly).
+        target: must have int8 kernels for activations.
+        recipe: instead of the default one for the scheme.
+        on_mismatch: as for `optimize`.
+        output: as for `optimize`.
+        return_receipts: as for `optimize`.
+        options: as for `optimize`, and `calibration` (`minmax`, `percentile`).
+
+    Raises:
+        CalibrationError: `data` is missing, empty, or does not fit the inputs; besides those of `optimize`.
+    """
+    measured = bool(options.pop("measured", True))
+    chosen = get_target(target)
+    _need_int8(chosen, scheme)
+    if scheme == "static" and data is None:
+        raise CalibrationError(
+            "Static quantisation needs calibration data.",
+            "Pass data=SAMPLES (.npz files or feeds), or data='random' to try it out.",
+            code="CALIB_EMPTY",
+        )
+    default = quantize_recipe(
+        scheme, measured=measured and chosen.provider == "CPUExecutionProvider"
+    )
+    return _rewrite(
+        model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
+        on_mismatch=on_mismatch, measured=measured, data=data, **options,
+    )  # fmt: skip
+
+
+def verify(
+    a: ModelLike, b: ModelLike, *, tolerance: float = Numerics.ROUNDING.tolerance, seed: int = 0
+) -> Verdict:
+    """Compare any two models on random inputs, on several assignments of the dynamic dims.
+
+    Args:
+        a: the reference; inputs are made from its signature.
+        b: the model to compare; its inputs must have the same names.
+        tolerance: allowed `max |a - b| / max(1, max |a|)` of each output.
+        seed: of the random inputs.
+
+    Raises:
+        MismatchError: they differ by more (MISMATCH); the message names the output and the sizes.
+    """
+    first, second = open_source(a), open_source(b)
+    verdict = DifferentialChecker(first.manifest, seed=seed)(
+        first.model, second.model, Numerics.ROUNDING
+    )
+    if verdict.difference.within(tolerance):
+        return verdict
+    where = (
+        verdict.failure or f"output {verdict.difference.name!r} at {dict(verdict.failed_at or {})}"
+    )
+    raise MismatchError(
+        f"The models differ by {verdict.difference.max_rel:.3g} (allowed {tolerance:g}): {where}.",
+        "Raise --tolerance if the difference is meant.",
+    )
+
+
+def _rewrite(
+    given: ModelLike,
+    target: Target,
+    recipe: Recipe,
+    *,
+    output: str | os.PathLike[str] | None,
+    return_receipts: bool,
+    on_mismatch: OnMismatch,
+    measured: bool,
+    data: Samples | None = None,
+    typical: Mapping[str, int] | None = None,
+    calibration: str = "minmax",
+    progress: Progress | None = None,
+    seed: int = 0,
+) -> Any:
+    need_output(given, output)
+    source = open_source(given)
+    samples, notes = _samples(data, source, seed)
+    bench = Workbench(
+        source.manifest, target, samples=samples, typical=typical, calibration=calibration,
+        progress=progress, seed=seed,
+    )  # fmt: skip
+    checker = DifferentialChecker(source.manifest, samples=samples[:_CHECKED_LOSSY], seed=seed)
+    outcome = run_recipe(
+        recipe, source.model, bench.context(measured=measured), checker,
+        on_mismatch=on_mismatch, progress=progress,
+    )  # fmt: skip
+    receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, notes))
+    manifest = _manifest(source, outcome, recipe, receipts, target)
+    result = source.give_back(outcome.model, manifest, output)
+    return (result, receipts) if return_receipts else result
+
+
+def _deployed(
+    checker: DifferentialChecker,
+    source: Source,
+    outcome: Outcome,
+    recipe: Recipe,
+    notes: Sequence[str],
+) -> Receipt:
+    """The last check: the end against the start, as deployed (onnxruntime's optimiser on)."""
+    kept = {r.step for r in outcome.receipts if r.status == "kept"}
+    lossy = any(p.numerics is Numerics.LOSSY and str(p) in kept for p in recipe.passes)
+    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING
+    verdict = checker.deployed(source.model, outcome.model, numerics)
+    if not verdict.difference.within(numerics.tolerance, lossy=lossy):
+        raise MismatchError(
+            f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
+            f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
+            "Every pass alone kept its promise, so onnxruntime rewrites the result wrongly; please report it.",
+            code="MISMATCH_DEPLOYED",
+        )
+    rel = verdict.difference.l2 if lossy else verdict.difference.max_rel
+    return Receipt(
+        step="deployed", numerics=numerics.name.lower(), max_abs_error=verdict.difference.max_abs,
+        max_rel_error=rel, nodes_before=node_count(source.model), nodes_after=node_count(outcome.model),
+        assignments=verdict.assignments, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _manifest(
+    source: Source, outcome: Outcome, recipe: Recipe, receipts: Sequence[Receipt], target: Target
+) -> Manifest:
+    before = source.manifest
+    kept = [r.step for r in outcome.receipts if r.status == "kept"]
+    text = ",".join(filter(None, (before.recipe, ",".join(kept))))
+    portable = not any(_is_bound(node.domain) for node in outcome.model.graph.all_nodes())
+    return msgspec.structs.replace(
+        signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
+        target="portable" if portable else target.name, versions=versions(), files={},
+    )  # fmt: skip
+
+
+def _is_bound(domain: str) -> bool:
+    """Ops outside the standard run only where the target's runtime has a kernel."""
+    return domain not in ("", "ai.onnx")
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of what takes part in making an artifact."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
+    if given is None:
+        return default
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, Path) or Path(given).suffix in (".txt", ".recipe"):
+        try:
+            given = Path(given).read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(
+                f"Cannot read the recipe file {os.fspath(given)!r}: {error.strerror}.",
+                "Give a file, or the recipe as text.", code="RECIPE_FILE",
+            ) from error  # fmt: skip
+    return Recipe.parse(given)
+
+
+def _need_int8(target: Target, scheme: str) -> None:
+    has = target.dynamic_int8 if scheme == "dynamic" else target.qdq is not None
+    if not has:
+        raise TargetError(
+            f"Target {target.name!r} has no kernels for {scheme} int8 activations.",
+            "Use target cpu, or weight-only quantisation where the target has MatMulNBits.",
+            code="TARGET_NO_INT8",
+        )
+
+
+def _samples(
+    data: Samples | None, source: Source, seed: int
+) -> tuple[Sequence[Mapping[str, np.ndarray]], list[str]]:
+    if data is None:
+        return (), []
+    from burnish.runtime.samples import random_samples, read_samples
+
+    specs = source.manifest.inputs
+    if isinstance(data, str) and data == "random":
+        note = "calibrated on RANDOM inputs: the accuracy on real data is unknown"
+        return random_samples(source.manifest, count=_RANDOM_SAMPLES, seed=seed), [note]
+    if isinstance(data, (str, os.PathLike)):
+        return list(read_samples(Path(data), specs)), []
+    return list(data), []

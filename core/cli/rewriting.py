@@ -1,0 +1,70 @@
+"""What `optimize` and `quantize` share: options, and the table of receipts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from burnish.cli.common import console, parse_pairs
+
+if TYPE_CHECKING:
+    from burnish.manifest import Receipt
+
+type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+REWRITE_OPTIONS: Final[tuple[Decorator, ...]] = (
+    click.option("-o", "--output", required=True, type=click.Path(),
+                 help="An .onnx file, or a folder (an artifact)."),
+    click.option("-r", "--recipe", metavar="TEXT|FILE",
+                 help="Passes in order, as text or a file ending in .recipe; see `burnish passes`."),
+    click.option("--on-mismatch", type=click.Choice(["refuse", "rollback"]), default="refuse",
+                 show_default=True, help="What to do when a pass changes the result."),
+    click.option("--dim", multiple=True, callback=parse_pairs, metavar="NAME=N",
+                 help="Size of a dynamic dim to measure speed at (default: batch 1, others 128)."),
+    click.option("--measured/--no-measured", default=True,
+                 help="Time alternatives on this machine, or leave `drop-slower` out."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
+)  # fmt: skip
+
+
+def with_options(options: Sequence[Decorator]) -> Decorator:
+    """Decorate a command with several options, in the order in which help shows them."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def sizes_of(pairs: Mapping[str, str]) -> dict[str, int]:
+    """`--dim NAME=N` as numbers."""
+    bad = next((text for text in pairs.values() if not text.isdecimal()), None)
+    if bad is not None:
+        raise click.BadParameter(f"{bad!r} is not a size.", param_hint="--dim")
+    return {name: int(text) for name, text in pairs.items()}
+
+
+def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
+    """Print one line a pass: rewrites, nodes, largest error, seconds; then what did not fire and why."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("pass", "rewrites", "nodes", "max error", "seconds", ""):
+        table.add_column(name, justify="left" if name in ("pass", "") else "right")
+    for receipt in receipts:
+        table.add_row(
+            receipt.step, str(receipt.rewrites or "-"), f"{receipt.nodes_before}→{receipt.nodes_after}",
+            "-" if receipt.max_abs_error is None else f"{receipt.max_abs_error:.1e}",
+            "-" if receipt.seconds is None else f"{receipt.seconds:.1f}",
+            "" if receipt.status in ("kept", "unchanged") else f"[red]{receipt.status}[/red]",
+        )  # fmt: skip
+    out = console(as_json=as_json)
+    out.print(table)
+    for receipt in receipts:
+        for note in receipt.notes:
+            out.print(f"[dim]{receipt.step}:[/dim] {note}", markup=True, soft_wrap=True)
+    out.print(f"Written: {output}")

@@ -1,0 +1,113 @@
+"""The kinds of model that the API takes, and how each is given back: path, Artifact, ModelProto, ir.Model."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from burnish.artifact import Artifact
+from burnish.errors import ArtifactError, OutputError
+from burnish.manifest import Manifest
+from burnish.model import copy_model, save_model, signature
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+type ModelLike = str | os.PathLike[str] | Artifact | onnx.ModelProto | ir.Model
+"""A path of an `.onnx` file or an artifact folder, an Artifact, a ModelProto, or an ir.Model."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A model with what is known about it, and the kind it came as."""
+
+    given: ModelLike
+    model: ir.Model
+    """A copy: rewriting it never touches what was given."""
+    manifest: Manifest
+    attachments: Mapping[str, Path | bytes]
+
+    def give_back(
+        self, model: ir.Model, manifest: Manifest, output: str | os.PathLike[str] | None
+    ) -> ModelLike:
+        """The rewritten model as the kind that was given; also written to `output`, if any.
+
+        Raises:
+            OutputError: a path was given without an `output`, or it cannot be written.
+        """
+        artifact = Artifact.create(model, manifest, self.attachments)
+        if output is not None:
+            artifact = write(artifact, Path(output))
+        if isinstance(self.given, Artifact):
+            return artifact
+        if isinstance(self.given, (str, os.PathLike)):
+            return Path(output) if output is not None else Path(self.given)
+        if _is_proto(self.given):
+            import onnx_ir
+
+            return onnx_ir.to_proto(model)
+        return model
+
+
+def open_source(given: ModelLike) -> Source:
+    """Read any kind of model; what was given stays as it is.
+
+    Raises:
+        ModelError, ArtifactError: it cannot be used; the code says why.
+    """
+    if isinstance(given, (str, os.PathLike)):
+        artifact = open_artifact(Path(given))
+        return Source(given, copy_model(artifact.model), artifact.manifest, artifact.attachments)
+    if isinstance(given, Artifact):
+        return Source(given, copy_model(given.model), given.manifest, given.attachments)
+    import onnx_ir
+
+    if _is_proto(given):
+        # onnx-ir's deserialised graph shares its initializers with the proto: passes would change both.
+        proto = type(given)()
+        proto.CopyFrom(given)
+        model = onnx_ir.from_proto(proto)
+    elif isinstance(given, onnx_ir.Model):
+        model = copy_model(given)
+    else:
+        raise ArtifactError(
+            f"Cannot take a model from a {type(given).__name__}.",
+            "Give a path, an Artifact, an onnx.ModelProto or an onnx_ir.Model.",
+            code="MODEL_KIND",
+        )
+    return Source(given, model, signature(model), {})
+
+
+def open_artifact(path: Path) -> Artifact:
+    """An artifact folder, or a plain `.onnx` file as an artifact."""
+    return Artifact.open(path) if path.is_dir() else Artifact.from_onnx(path)
+
+
+def write(artifact: Artifact, output: Path) -> Artifact:
+    """Write to a plain `.onnx` (with data file when large, and a `.burnish.json`) or to a folder."""
+    if output.suffix == ".onnx":
+        save_model(artifact.model, output, artifact.manifest)
+        return Artifact.from_onnx(output)
+    return artifact.save(output)
+
+
+def need_output(given: ModelLike, output: object) -> None:
+    """A path in needs a path out: a model is never overwritten without being asked.
+
+    Raises:
+        OutputError: `output` is missing.
+    """
+    if isinstance(given, (str, os.PathLike)) and output is None:
+        raise OutputError(
+            f"No output given for {os.fspath(given)!r}.",
+            "Pass output=..., ending in .onnx or a folder.",
+        )
+
+
+def _is_proto(given: object) -> bool:
+    return type(given).__name__ == "ModelProto" and hasattr(given, "SerializeToString")

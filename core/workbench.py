@@ -1,0 +1,121 @@
+"""What passes may ask the orchestration for: calibration ranges, arrays of inner values, speed ratios.
+
+Each is a plain callable in `Context`, so that a pass stays a pure graph rewrite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.checking import model_file
+from burnish.errors import ModelError
+from burnish.feeds import assignments, dynamic_dims, make_feeds
+from burnish.manifest import Manifest
+from burnish.model import expose
+from burnish.passes.base import Arrays, Context, Range
+from burnish.passes.runner import Progress
+from burnish.runtime.reference import Reference
+from burnish.target import Target
+
+_BATCH: Final = re.compile(r"batch|^b$|^n$", re.IGNORECASE)
+_TYPICAL_LENGTH: Final = 128
+
+
+@final
+class Workbench:
+    """Builds the `Context` of a recipe run.
+
+    Args:
+        interface: inputs, meanings and ranges of the model.
+        target: what the model is for; speeds are compared only where it runs on this machine's CPU.
+        samples: real inputs; the first is the typical one, all are calibration data.
+        typical: sizes of dynamic dims to measure speed at, by name (default: batch 1, others 128).
+        calibration: method of `burnish.runtime.calibrate`.
+        progress: told of calibration batches.
+        seed: of random inputs, where there are no samples.
+    """
+
+    def __init__(
+        self,
+        interface: Manifest,
+        target: Target,
+        *,
+        samples: Sequence[Arrays] = (),
+        typical: Mapping[str, int] | None = None,
+        calibration: str = "minmax",
+        progress: Progress | None = None,
+        seed: int = 0,
+    ) -> None:
+        self._interface = interface
+        self._target = target
+        self._samples = samples
+        self._typical_sizes = dict(typical or {})
+        self._calibration = calibration
+        self._progress = progress
+        self._seed = seed
+
+    def context(self, *, measured: bool) -> Context:
+        """A context whose callables are there when there is something to run them on."""
+        return Context(
+            target=self._target,
+            calibrate=self.calibrate if self._samples else None,
+            probe=self.probe,
+            compare_speed=self.compare_speed if measured and self.can_measure else None,
+        )
+
+    @property
+    def can_measure(self) -> bool:
+        """Speeds measured here say something about the target."""
+        return self._target.provider == "CPUExecutionProvider"
+
+    def calibrate(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, Range]:
+        """The range of each named value over all samples."""
+        from burnish.runtime.calibrate import calibrate
+
+        with model_file(expose(model, names)) as source:
+            ranges = calibrate(
+                source, self._samples, names, method=self._calibration, progress=self._progress
+            )
+        return {name: Range(low, high) for name, (low, high) in ranges.items()}
+
+    def probe(self, model: ir.Model, names: Sequence[str]) -> Arrays:
+        """The arrays of inner values for one typical input.
+
+        Raises:
+            ModelError: the model runs at none of the sizes that were tried.
+        """
+        with model_file(expose(model, names)) as source:
+            reference = Reference(source)
+            for feeds in self.typical_feeds():
+                try:
+                    return reference(feeds, names)
+                except ModelError as error:
+                    failure = error
+        raise failure
+
+    def compare_speed(self, a: ir.Model, b: ir.Model, feeds: Arrays) -> float:
+        """Time of `a` divided by time of `b`, interleaved in one run, onnxruntime's optimiser on."""
+        from burnish.runtime.timing import compare_speed
+
+        with model_file(a) as first, model_file(b) as second:
+            return compare_speed(first, second, feeds)
+
+    def typical_feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
+        """The first sample; without samples random inputs, typical sizes first, then any that run."""
+        if self._samples and not self._typical_sizes:
+            yield self._samples[0]
+            return
+        specs, dims = self._interface.inputs, self._interface.dims
+        wanted = {
+            name: 1 if _BATCH.search(name) else _TYPICAL_LENGTH for name in dynamic_dims(specs)
+        }
+        for name, size in wanted.items():
+            longest = dims[name].max if name in dims else None
+            wanted[name] = self._typical_sizes.get(name, min(size, longest or size))
+        for sizes in (wanted, *assignments(specs, dims)):
+            yield make_feeds(specs, sizes, seed=self._seed)
