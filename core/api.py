@@ -118,9 +118,7 @@ def quantize(
             "Pass data=SAMPLES (.npz files or feeds), or data='random' to try it out.",
             code="CALIB_EMPTY",
         )
-    default = quantize_recipe(
-        scheme, measured=measured and chosen.provider == "CPUExecutionProvider"
-    )
+    default = quantize_recipe(scheme, measured=measured and chosen.provider == "CPUExecutionProvider")
     return _rewrite(
         model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, data=data, **options,
@@ -142,14 +140,10 @@ def verify(
         MismatchError: they differ by more (MISMATCH); the message names the output and the sizes.
     """
     first, second = open_source(a), open_source(b)
-    verdict = DifferentialChecker(first.manifest, seed=seed)(
-        first.model, second.model, Numerics.ROUNDING
-    )
+    verdict = DifferentialChecker(first.manifest, seed=seed)(first.model, second.model, Numerics.ROUNDING)
     if verdict.difference.within(tolerance):
         return verdict
-    where = (
-        verdict.failure or f"output {verdict.difference.name!r} at {dict(verdict.failed_at or {})}"
-    )
+    where = verdict.failure or f"output {verdict.difference.name!r} at {dict(verdict.failed_at or {})}"
     raise MismatchError(
         f"The models differ by {verdict.difference.max_rel:.3g} (allowed {tolerance:g}): {where}.",
         "Raise --tolerance if the difference is meant.",
@@ -184,7 +178,7 @@ def _rewrite(
         on_mismatch=on_mismatch, progress=progress,
     )  # fmt: skip
     receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, notes))
-    manifest = _manifest(source, outcome, recipe, receipts, target)
+    manifest = _manifest(source, outcome, receipts, target)
     result = source.give_back(outcome.model, manifest, output)
     return (result, receipts) if return_receipts else result
 
@@ -205,7 +199,7 @@ def _deployed(
         raise MismatchError(
             f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
             f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
-            "Every pass alone kept its promise, so onnxruntime rewrites the result wrongly; please report it.",
+            "Every pass alone kept its promise, so onnxruntime rewrites the result; please report it.",
             code="MISMATCH_DEPLOYED",
         )
     rel = verdict.difference.l2 if lossy else verdict.difference.max_rel
@@ -216,9 +210,7 @@ def _deployed(
     )  # fmt: skip
 
 
-def _manifest(
-    source: Source, outcome: Outcome, recipe: Recipe, receipts: Sequence[Receipt], target: Target
-) -> Manifest:
+def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], target: Target) -> Manifest:
     before = source.manifest
     kept = [r.step for r in outcome.receipts if r.status == "kept"]
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))

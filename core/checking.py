@@ -24,9 +24,7 @@ from burnish.runtime.reference import ModelSource, Reference
 
 Arrays = Mapping[str, np.ndarray]
 
-_ONE_PROTO: Final = (
-    1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
-)
+_ONE_PROTO: Final = 1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
 
 
 @final
@@ -39,9 +37,7 @@ class DifferentialChecker:
         seed: of the random inputs; the same seed gives the same inputs.
     """
 
-    def __init__(
-        self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0
-    ) -> None:
+    def __init__(self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0) -> None:
         specs = interface.inputs
         self._random: list[tuple[Assignment, Arrays]] = [
             (sizes, make_feeds(specs, sizes, seed=seed + number))
@@ -65,9 +61,7 @@ class DifferentialChecker:
         """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
         return self._compare(original, result, numerics, deployed=True)
 
-    def _compare(
-        self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool
-    ) -> Verdict:
+    def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics is Numerics.LOSSY and bool(self._real)
         reference = self._reference(before, real)
         cases = self._real if real else self._random
@@ -123,9 +117,7 @@ class model_file:  # noqa: N801 - a context manager, named as one
 
     def __enter__(self) -> ModelSource:
         weights = sum(
-            v.const_value.nbytes
-            for v in self._model.graph.initializers.values()
-            if v.const_value is not None
+            v.const_value.nbytes for v in self._model.graph.initializers.values() if v.const_value is not None
         )
         if weights < _ONE_PROTO:
             return to_bytes(self._model)

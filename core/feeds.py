@@ -137,9 +137,7 @@ def _right_padded(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     return (np.arange(length) < lengths.reshape(*shape[:-1], 1)).reshape(shape)
 
 
-def _values(
-    dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.Generator
-) -> np.ndarray:
+def _values(dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
     if dtype == np.bool_:
         return np.asarray(rng.random(shape) < 0.5)
     if np.issubdtype(dtype, np.integer):

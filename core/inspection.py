@@ -28,9 +28,7 @@ def describe(model: str | Path) -> dict[str, Any]:
         ModelError, ArtifactError: the model cannot be read.
     """
     source = open_source(model)
-    weights = [
-        value.const_value for value in source.model.graph.initializers.values() if value.const_value
-    ]
+    weights = [value.const_value for value in source.model.graph.initializers.values() if value.const_value]
     macs, note = _macs(source.model, source.manifest)
     return {
         "inputs": source.manifest.inputs,
@@ -52,9 +50,7 @@ def describe(model: str | Path) -> dict[str, Any]:
 
 def _macs(model: ir.Model, interface: Manifest) -> tuple[int | None, str]:
     heavy = [node for node in model.graph if node.op_type in _COUNTERS]
-    names = {
-        v.name for node in heavy for v in (*node.inputs[:2], *node.outputs[:1]) if v is not None
-    }
+    names = {v.name for node in heavy for v in (*node.inputs[:2], *node.outputs[:1]) if v is not None}
     constants = {name: value for name, value in model.graph.initializers.items() if name in names}
     shapes = {name: tuple(value.shape or ()) for name, value in constants.items()}
     inner = sorted(str(name) for name in names if name not in shapes)

@@ -10,9 +10,7 @@ if TYPE_CHECKING:
     from burnish.runtime.session import Session
 
 
-def load(
-    model: str | os.PathLike[str] | Artifact, provider: str = "cpu", **options: Any
-) -> Session:
+def load(model: str | os.PathLike[str] | Artifact, provider: str = "cpu", **options: Any) -> Session:
     """Open a model to run it; options are those of `burnish.runtime.session.Session`.
 
     Args:

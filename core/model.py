@@ -76,9 +76,7 @@ def signature(model: ir.Model, known: Manifest | None = None) -> Manifest:
     What `known` (the manifest the model came with) says of an input's meaning and of the dims is kept;
     otherwise the meaning is read from names and from the embedding table that an input indexes.
     """
-    inputs = tuple(
-        _input(value, known) for value in model.graph.inputs if not value.is_initializer()
-    )
+    inputs = tuple(_input(value, known) for value in model.graph.inputs if not value.is_initializer())
     outputs = tuple(_spec(value) for value in model.graph.outputs)
     used = {dim for spec in (*inputs, *outputs) for dim in spec.shape or () if isinstance(dim, str)}
     dims = {name: range_ for name, range_ in (known.dims if known else {}).items() if name in used}

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, TypeAlias, final
 
 from burnish.artifact import Artifact
 from burnish.errors import ArtifactError, OutputError
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-type ModelLike = str | os.PathLike[str] | Artifact | onnx.ModelProto | ir.Model
+ModelLike: TypeAlias = "str | os.PathLike[str] | Artifact | onnx.ModelProto | ir.Model"
 """A path of an `.onnx` file or an artifact folder, an Artifact, a ModelProto, or an ir.Model."""
 
 

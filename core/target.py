@@ -105,17 +105,13 @@ TARGETS: Final[dict[str, Target]] = {
             "CPUExecutionProvider",
             contrib=_CPU_CONTRIB,
             inlined=_CPU_INLINED,
-            qdq=QdqRules(
-                "u8", symmetric=False, bias_int32=True, linear_output=False, conv_output=True
-            ),
+            qdq=QdqRules("u8", symmetric=False, bias_int32=True, linear_output=False, conv_output=True),
             dynamic_int8=True,
         ),
         Target(
             "openvino",
             "OpenVINOExecutionProvider",
-            qdq=QdqRules(
-                "u8", symmetric=False, bias_int32=False, linear_output=False, conv_output=False
-            ),
+            qdq=QdqRules("u8", symmetric=False, bias_int32=False, linear_output=False, conv_output=False),
         ),
         Target(
             "cuda",
@@ -126,9 +122,7 @@ TARGETS: Final[dict[str, Target]] = {
         Target(
             "tensorrt",
             "TensorrtExecutionProvider",
-            qdq=QdqRules(
-                "s8", symmetric=True, bias_int32=False, linear_output=False, conv_output=False
-            ),
+            qdq=QdqRules("s8", symmetric=True, bias_int32=False, linear_output=False, conv_output=False),
         ),
     )
 }

@@ -16,9 +16,7 @@ from burnish.model import copy_model, signature, to_bytes
 from burnish.passes.base import Context, Numerics, Pass
 
 
-def parse(
-    text: str, *, opset: int = 20, weights: Mapping[str, np.ndarray] | None = None
-) -> ir.Model:
+def parse(text: str, *, opset: int = 20, weights: Mapping[str, np.ndarray] | None = None) -> ir.Model:
     """A model from ONNX text: a graph, or a whole model that starts with its `<ir_version ...>` header.
 
     Types of inner values are inferred where onnx can. `weights` become (or replace) initializers.
@@ -109,9 +107,7 @@ def _again(context: Context, limit: int | None) -> Context:
 def _assert_idempotent(pass_: Pass, model: ir.Model, context: Context, story: str) -> None:
     copy = copy_model(model)
     again = pass_.rewrite(copy, _again(context, None))
-    assert again == 0, (
-        f"A second application made {again} rewrites.{story}\n--- again\n{text_of(copy)}"
-    )
+    assert again == 0, f"A second application made {again} rewrites.{story}\n--- again\n{text_of(copy)}"
     assert text_of(copy) == text_of(model), f"A second application changed the graph.{story}"
 
 

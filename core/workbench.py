@@ -111,9 +111,7 @@ class Workbench:
             yield self._samples[0]
             return
         specs, dims = self._interface.inputs, self._interface.dims
-        wanted = {
-            name: 1 if _BATCH.search(name) else _TYPICAL_LENGTH for name in dynamic_dims(specs)
-        }
+        wanted = {name: 1 if _BATCH.search(name) else _TYPICAL_LENGTH for name in dynamic_dims(specs)}
         for name, size in wanted.items():
             longest = dims[name].max if name in dims else None
             wanted[name] = self._typical_sizes.get(name, min(size, longest or size))

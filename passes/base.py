@@ -165,9 +165,7 @@ def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndar
     A graph input with a default is not constant. Arrays over `max_bytes` are not touched (they may be
     memory-mapped) and give None.
     """
-    tensor = (
-        None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
-    )
+    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
     if tensor is None or (max_bytes is not None and tensor.nbytes > max_bytes):
         return None
     return tensor.numpy()

@@ -10,9 +10,7 @@ _CLEAN_UP: Final = (
     "remove-identity,fold-constants,simplify-shapes,eliminate-common-subexpressions,"
     "deduplicate-initializers,remove-unused"
 )
-_FUSE: Final = (
-    "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
-)
+_FUSE: Final = "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:

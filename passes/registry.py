@@ -8,12 +8,14 @@ from typing import Final
 from burnish.errors import RecipeError, nearest
 from burnish.passes.base import Pass
 
+# fmt: off
 PASSES: Final[dict[str, str]] = {
     "remove-identity": "burnish.passes.cleanup.remove_identity:RemoveIdentity",
     "remove-unused": "burnish.passes.cleanup.remove_unused:RemoveUnused",
     "fold-constants": "burnish.passes.cleanup.fold_constants:FoldConstants",
     "deduplicate-initializers": "burnish.passes.cleanup.deduplicate_initializers:DeduplicateInitializers",
-    "eliminate-common-subexpressions": "burnish.passes.cleanup.eliminate_common_subexpressions:EliminateCommonSubexpressions",
+    "eliminate-common-subexpressions":
+        "burnish.passes.cleanup.eliminate_common_subexpressions:EliminateCommonSubexpressions",
     "simplify-shapes": "burnish.passes.cleanup.simplify_shapes:SimplifyShapes",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
@@ -26,6 +28,7 @@ PASSES: Final[dict[str, str]] = {
     "quantize-static": "burnish.passes.quantize.quantize_static:QuantizeStatic",
     "drop-slower": "burnish.passes.drop_slower:DropSlower",
 }
+# fmt: on
 
 
 def load_pass(name: str) -> type[Pass]:
@@ -35,9 +38,7 @@ def load_pass(name: str) -> type[Pass]:
         RecipeError: no pass has that name; the hint suggests the nearest.
     """
     if name not in PASSES:
-        raise RecipeError(
-            f"No pass named {name!r}.", nearest(name, PASSES), code="RECIPE_UNKNOWN_PASS"
-        )
+        raise RecipeError(f"No pass named {name!r}.", nearest(name, PASSES), code="RECIPE_UNKNOWN_PASS")
     module, _, attribute = PASSES[name].partition(":")
     cls: type[Pass] = getattr(importlib.import_module(module), attribute)
     return cls

@@ -1,4 +1,4 @@
-"""The recipe runner: rewrite a copy, check it against the model before, keep it or say which rewrite is wrong.
+"""The recipe runner: rewrite a copy, check it against the model before, keep it or name the wrong rewrite.
 
 Running models is not this package's business: the checker is a callable that the orchestration hands in.
 """
@@ -116,9 +116,7 @@ def _step(
     )  # fmt: skip
 
 
-def _apply(
-    pass_: Pass, current: ir.Model, context: Context, limit: int | None
-) -> tuple[ir.Model, Context]:
+def _apply(pass_: Pass, current: ir.Model, context: Context, limit: int | None) -> tuple[ir.Model, Context]:
     candidate = copy_model(current)
     log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[])
     pass_.rewrite(candidate, log)

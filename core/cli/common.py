@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,11 +14,13 @@ from burnish.errors import BurnishError
 if TYPE_CHECKING:
     from rich.console import Console
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 Report = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all): how long work tells of its progress."""
 
 
-def json_option[F: Callable[..., Any]](command: F) -> F:
+def json_option(command: F) -> F:
     """Add `--json`: the result as JSON on stdout, everything meant for people on stderr."""
 
     def remember(ctx: click.Context, _parameter: click.Parameter, value: bool) -> bool:
@@ -71,9 +73,7 @@ def progress() -> Iterator[Report]:
         yield report
 
 
-def parse_pairs(
-    _context: click.Context, parameter: click.Parameter, values: Sequence[str]
-) -> dict[str, str]:
+def parse_pairs(_context: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, str]:
     """A click callback: options of the form NAME=VALUE as a dict."""
     pairs = {}
     for text in values:

@@ -38,9 +38,7 @@ def _show(facts: dict[str, Any]) -> None:
     for title, specs in (("input", facts["inputs"]), ("output", facts["outputs"])):
         for spec in specs:
             table.add_row(title, f"{spec.name}: {spec.dtype}{_shape(spec)}")
-    opsets = ", ".join(
-        f"{domain or 'ai.onnx'} {version}" for domain, version in facts["opsets"].items()
-    )
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in facts["opsets"].items())
     table.add_row("opset", f"{opsets}; IR {facts['ir_version']}")
     table.add_row("nodes", f"{facts['nodes']:,}")
     table.add_row("parameters", f"{facts['parameters']:,} ({facts['weight_bytes'] / 1e6:.1f} MB)")
@@ -57,7 +55,5 @@ def _show(facts: dict[str, Any]) -> None:
 
 
 def _shape(spec: TensorSpec) -> str:
-    dims = (
-        "?" if spec.shape is None else ", ".join("?" if d is None else str(d) for d in spec.shape)
-    )
+    dims = "?" if spec.shape is None else ", ".join("?" if d is None else str(d) for d in spec.shape)
     return f"[{dims}]"

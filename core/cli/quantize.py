@@ -20,9 +20,7 @@ from burnish.target import TARGETS
     show_default=True,
     help="static: ranges of activations come from --data; dynamic: from each input.",
 )
-@click.option(
-    "--data", metavar="SAMPLES", help="Calibration data: .npz file, folder of them, or 'random'."
-)
+@click.option("--data", metavar="SAMPLES", help="Calibration data: .npz file, folder of them, or 'random'.")
 @click.option(
     "--calibration",
     type=click.Choice(["minmax", "percentile"]),

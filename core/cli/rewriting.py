@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
 
@@ -12,7 +12,7 @@ from burnish.cli.common import console, parse_pairs
 if TYPE_CHECKING:
     from burnish.manifest import Receipt
 
-type Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 REWRITE_OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option("-o", "--output", required=True, type=click.Path(),

@@ -1,0 +1,62 @@
+# make demo | test | setup | test-all | lint | bench. Everything is set up on first use; nothing is assumed installed
+# but Python 3.11 and access to PyPI.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3.11
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+DEMO ?= minilm
+# onnxruntime sends telemetry unless this is set before its first import.
+export ORT_DISABLE_TELEMETRY = 1
+export HF_HUB_OFFLINE = 1
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o -name py.typed)
+# Tests run in an empty folder, so that nothing but the installed wheel can be imported.
+EMPTY := build/empty
+PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
+
+.PHONY: setup demo test test-all lint bench clean
+
+setup: $(VENV)/.wheel
+
+$(VENV)/.requirements: requirements/runtime.txt requirements/dev.txt
+	@echo "Setting up $(VENV) (once; about two minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --progress-bar off -r requirements/dev.txt 2> >(grep -v "is ignored: it is neither" >&2)
+	@touch $@
+
+# The wheel, not an editable install: what is tested is what a user gets.
+$(VENV)/.wheel: $(VENV)/.requirements setup.cfg pyproject.toml README.md $(SOURCES)
+	@rm -rf build/lib build/bdist.* build/wheel && mkdir -p build/wheel
+	@$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir build/wheel .
+	@$(BIN)/pip install --quiet --no-deps --force-reinstall build/wheel/burnish-*.whl
+	@rm -rf build/lib build/bdist.*
+	@touch $@
+
+demo: setup
+	@$(BIN)/python -P -m burnish.benchmarks.demo --demo $(DEMO) --output build/demo
+
+test: setup
+	@mkdir -p $(EMPTY)
+	@$(PYTEST) -n 2 -m "not slow and not gpu"
+
+test-all: setup
+	@mkdir -p $(EMPTY)
+	@$(PYTEST) -n 2
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@mkdir -p $(EMPTY) && cd $(EMPTY) && $(BIN)/mypy --config-file $(CURDIR)/setup.cfg -p burnish
+
+.venv-peers/.requirements: requirements/peers.txt
+	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --progress-bar off --no-deps -r requirements/peers.txt
+	@touch $@
+
+bench: setup .venv-peers/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks --peers .venv-peers/bin/python --output build/bench
+
+clean:
+	rm -rf build .venv .venv-peers *.egg-info
