@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+from burnish.errors import InputError
+from burnish.feeds import assignments, dynamic_dims, make_feeds, shape_at
+from burnish.manifest import DimRange, TensorSpec
+
+IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"), "token_ids", 50)
+MASK = TensorSpec("attention_mask", "int64", ("batch", "sequence"), "mask")
+
+
+def test_assignments_cover_batch_1_2_3_and_length_1() -> None:
+    found = assignments([IDS, MASK])
+    assert len(found) >= 4
+    assert {a["batch"] for a in found} == {1, 2, 3}
+    assert 1 in {a["sequence"] for a in found}
+    assert len({a["sequence"] for a in found}) >= 3
+
+
+def test_assignments_stay_in_range() -> None:
+    found = assignments([IDS], {"sequence": DimRange(4, 8), "batch": DimRange(2, 2)})
+    assert {a["batch"] for a in found} == {2}
+    assert all(4 <= a["sequence"] <= 8 for a in found)
+
+
+def test_a_static_model_has_one_assignment() -> None:
+    assert assignments([TensorSpec("x", "float32", (2, 3))]) == [{}]
+
+
+def test_two_free_dims_are_not_always_equal() -> None:
+    found = assignments([TensorSpec("x", "float32", ("h", "w"))])
+    assert any(a["h"] != a["w"] for a in found)
+
+
+def test_unnamed_dims_get_names() -> None:
+    assert dynamic_dims([TensorSpec("x", "float32", (None, 3, None))]) == ["x.0", "x.2"]
+
+
+def test_feeds_respect_what_inputs_mean() -> None:
+    feeds = make_feeds([IDS, MASK], {"batch": 3, "sequence": 20}, seed=0)
+    assert feeds["input_ids"].shape == (3, 20)
+    assert feeds["input_ids"].dtype == np.int64
+    assert 0 <= feeds["input_ids"].min() and feeds["input_ids"].max() < 50
+    mask = feeds["attention_mask"]
+    assert set(np.unique(mask)) <= {0, 1}
+    assert (mask.sum(axis=1) >= 1).all()
+    assert (np.diff(mask, axis=1) <= 0).all(), "padding is on the right"
+    assert mask[0].all()
+
+
+def test_positions_count_up_inside_their_table() -> None:
+    spec = TensorSpec("position_ids", "int64", ("batch", "sequence"), "positions", 4)
+    feeds = make_feeds([spec], {"batch": 2, "sequence": 6}, seed=0)
+    assert feeds["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]] * 2
+
+
+def test_the_same_seed_gives_the_same_arrays() -> None:
+    a, b = (make_feeds([IDS], {"batch": 2, "sequence": 5}, seed=7) for _ in range(2))
+    assert np.array_equal(a["input_ids"], b["input_ids"])
+    other = make_feeds([IDS], {"batch": 2, "sequence": 5}, seed=8)
+    assert not np.array_equal(a["input_ids"], other["input_ids"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8", "int32", "bool", "float64"])
+@pytest.mark.parametrize("shape", [(), (3,), (0, 2)])
+def test_every_dtype_and_rank(dtype: str, shape: tuple[int, ...]) -> None:
+    feeds = make_feeds([TensorSpec("x", dtype, shape)], {}, seed=0)
+    assert feeds["x"].shape == shape
+    assert str(feeds["x"].dtype) == dtype
+
+
+def test_a_dim_without_a_size_is_named() -> None:
+    with pytest.raises(InputError, match=r"Dim 'sequence' of input 'input_ids'"):
+        make_feeds([IDS], {"batch": 1}, seed=0)
+
+
+def test_an_unknown_rank_needs_data() -> None:
+    with pytest.raises(InputError, match="unknown rank"):
+        shape_at(TensorSpec("x", "float32", None), {})

@@ -1,0 +1,148 @@
+"""The runner: checked after every pass, wrong rewrites found one by one."""
+
+import dataclasses
+from typing import ClassVar, final
+
+import onnx_ir as ir
+import pytest
+from burnish.checking import DifferentialChecker
+from burnish.errors import MismatchError
+from burnish.model import signature
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
+from burnish.passes.cleanup.remove_identity import RemoveIdentity
+from burnish.passes.recipe import Recipe
+from burnish.passes.runner import Outcome, run_recipe
+from burnish.testing import parse, text_of
+
+CHAIN = """
+    g (float[batch, 4] x) => (float[batch, 4] y) {
+        a = Relu (x)
+        b = Relu (a)
+        c = Neg (b)
+        d = Relu (c)
+        y = Identity (d)
+    }
+"""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class ReluToAbs(Pass):
+    """Wrong on purpose: right for Relu of what is never negative, wrong elsewhere."""
+
+    name: ClassVar[str] = "relu-to-abs"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    skip_first: bool = True
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        found = [n for graph in all_graphs(model) for n in graph if is_op(n, "Relu")]
+        count = 0
+        for node in found[1 if self.skip_first else 0 :]:
+            if not context.permit(node):
+                break
+            node.op_type = "Abs"
+            count += 1
+        return count
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Breaks(Pass):
+    """Wrong on purpose: an op that does not exist."""
+
+    name: ClassVar[str] = "breaks"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        node = next(n for n in model.graph if is_op(n, "Neg"))
+        if not context.permit(node):
+            return 0
+        node.op_type = "NoSuchOp"
+        return 1
+
+
+def run(*passes: Pass, on_mismatch: str = "refuse", text: str = CHAIN) -> Outcome:
+    model = parse(text)
+    checker = DifferentialChecker(signature(model))
+    return run_recipe(Recipe(passes), model, Context(), checker, on_mismatch=on_mismatch)  # type: ignore[arg-type]
+
+
+def test_receipts_say_what_was_done_and_how_it_was_checked() -> None:
+    outcome = run(RemoveIdentity())
+    (receipt,) = outcome.receipts
+    assert (receipt.step, receipt.rewrites, receipt.status) == ("remove-identity", 1, "kept")
+    assert (receipt.nodes_before, receipt.nodes_after) == (5, 4)
+    assert receipt.max_abs_error == 0
+    assert {a["batch"] for a in receipt.assignments} == {1, 2, 3}
+    assert receipt.seconds is not None
+
+
+def test_the_given_model_is_left_alone() -> None:
+    model = parse(CHAIN)
+    before = text_of(model)
+    run_recipe(Recipe((RemoveIdentity(),)), model, Context(), DifferentialChecker(signature(model)))
+    assert text_of(model) == before
+
+
+def test_nothing_to_do_is_unchanged_and_not_compared() -> None:
+    receipt = run(RemoveIdentity(), RemoveIdentity()).receipts[1]
+    assert (receipt.status, receipt.rewrites, receipt.max_abs_error) == ("unchanged", 0, None)
+
+
+def test_a_wrong_rewrite_is_refused_and_named() -> None:
+    with pytest.raises(MismatchError) as caught:
+        run(RemoveIdentity(), ReluToAbs())
+    assert caught.value.code == "MISMATCH"
+    assert "'relu-to-abs'" in caught.value.what
+    assert "value 'y'" in caught.value.what, "of the rewrites of b (right) and d (wrong, now y), the second"
+    assert "batch=" in caught.value.what
+    assert "--on-mismatch rollback" in caught.value.hint
+
+
+def test_bisection_finds_the_first_of_many() -> None:
+    with pytest.raises(MismatchError, match=r"value 'a'"):
+        run(
+            ReluToAbs(skip_first=False),
+            text="""
+                g (float[batch, 4] x) => (float[batch, 4] y) {
+                    z = Abs (x)
+                    r = Relu (z)
+                    a = Relu (x)
+                    b = Relu (a)
+                    y = Sub (b, r)
+                }
+            """,
+        )
+
+
+def test_rollback_goes_on_without_the_pass() -> None:
+    outcome = run(ReluToAbs(), RemoveIdentity(), on_mismatch="rollback")
+    assert [r.status for r in outcome.receipts] == ["rolled-back", "kept"]
+    assert "relu-to-abs" in outcome.receipts[0].notes[-1]
+    assert outcome.receipts[0].nodes_after == 5
+    assert [n.op_type for n in outcome.model.graph] == ["Relu", "Relu", "Neg", "Relu"]
+
+
+def test_a_model_that_no_longer_loads_is_a_mismatch() -> None:
+    with pytest.raises(MismatchError, match="the rewritten model fails: .*NoSuchOp"):
+        run(Breaks())
+
+
+def test_misses_become_notes() -> None:
+    @final
+    @dataclasses.dataclass(frozen=True)
+    class Shy(Pass):
+        """Never fires."""
+
+        name: ClassVar[str] = "shy"
+        numerics: ClassVar[Numerics] = Numerics.EXACT
+
+        def rewrite(self, model: ir.Model, context: Context) -> int:
+            for node in model.graph:
+                context.miss(node, "not today")
+            return 0
+
+    (receipt,) = run(Shy()).receipts
+    assert len(receipt.notes) == 1
+    assert receipt.notes[0].endswith("and 4 more: not today")
