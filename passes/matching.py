@@ -183,11 +183,11 @@ def obstacle(nodes: Iterable[ir.Node], results: Iterable[ir.Value]) -> str | Non
     inside, kept = list(nodes), list(results)
     for node in inside:
         if node.graph is not inside[0].graph:
-            return f"node {node.name or node.op_type!r} is in another graph"
+            return f"the {node.op_type} inside is in another graph"
         for value in node.outputs:
             outside = any(user not in inside for user in value.consumers())
             if value not in kept and (outside or value.is_graph_output()):
-                return f"{value.name!r} is used elsewhere too"
+                return f"the {node.op_type} inside is used elsewhere too"
     return None
 
 
