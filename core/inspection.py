@@ -52,7 +52,11 @@ def _macs(model: ir.Model, interface: Manifest) -> tuple[int | None, str]:
     heavy = [node for node in model.graph if node.op_type in _COUNTERS]
     names = {v.name for node in heavy for v in (*node.inputs[:2], *node.outputs[:1]) if v is not None}
     constants = {name: value for name, value in model.graph.initializers.items() if name in names}
-    shapes = {name: tuple(value.shape or ()) for name, value in constants.items()}
+    shapes = {
+        name: tuple(int(dim) for dim in value.const_value.shape)
+        for name, value in constants.items()
+        if value.const_value is not None
+    }
     inner = sorted(str(name) for name in names if name not in shapes)
     try:
         arrays = Workbench(interface, TARGETS["cpu"]).probe(model, inner)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, TypeAlias, TypeGuard, final
 
 from burnish.artifact import Artifact
 from burnish.errors import ArtifactError, OutputError
@@ -69,9 +69,9 @@ def open_source(given: ModelLike) -> Source:
 
     if _is_proto(given):
         # onnx-ir's deserialised graph shares its initializers with the proto: passes would change both.
-        proto = type(given)()
-        proto.CopyFrom(given)
-        model = onnx_ir.from_proto(proto)
+        import copy
+
+        model = onnx_ir.serde.deserialize_model(copy.deepcopy(given))
     elif isinstance(given, onnx_ir.Model):
         model = copy_model(given)
     else:
@@ -109,5 +109,5 @@ def need_output(given: ModelLike, output: object) -> None:
         )
 
 
-def _is_proto(given: object) -> bool:
+def _is_proto(given: ModelLike) -> TypeGuard[onnx.ModelProto]:
     return type(given).__name__ == "ModelProto" and hasattr(given, "SerializeToString")

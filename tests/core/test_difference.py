@@ -1,4 +1,5 @@
 import numpy as np
+
 from burnish.difference import difference, worst
 
 A = np.array([1.0, 100.0, -2.0], np.float32)

@@ -1,4 +1,5 @@
 import pytest
+
 from burnish import errors
 from burnish.errors import BurnishError, ModelError, nearest
 

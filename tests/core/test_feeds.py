@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from burnish.errors import InputError
 from burnish.feeds import assignments, dynamic_dims, make_feeds, shape_at
 from burnish.manifest import DimRange, TensorSpec
@@ -39,7 +40,7 @@ def test_feeds_respect_what_inputs_mean() -> None:
     feeds = make_feeds([IDS, MASK], {"batch": 3, "sequence": 20}, seed=0)
     assert feeds["input_ids"].shape == (3, 20)
     assert feeds["input_ids"].dtype == np.int64
-    assert 0 <= feeds["input_ids"].min() and feeds["input_ids"].max() < 50
+    assert feeds["input_ids"].min() >= 0 and feeds["input_ids"].max() < 50
     mask = feeds["attention_mask"]
     assert set(np.unique(mask)) <= {0, 1}
     assert (mask.sum(axis=1) >= 1).all()

@@ -1,4 +1,5 @@
 import pytest
+
 from burnish.errors import TargetError
 from burnish.target import TARGETS, QdqRules, Target, get_target
 

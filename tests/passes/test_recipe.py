@@ -3,6 +3,7 @@ from typing import ClassVar, Literal, final
 
 import onnx_ir as ir
 import pytest
+
 from burnish.errors import RecipeError
 from burnish.passes import recipe as recipe_module
 from burnish.passes.base import Context, Numerics, Pass

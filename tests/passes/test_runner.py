@@ -5,6 +5,7 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 import pytest
+
 from burnish.checking import DifferentialChecker
 from burnish.errors import MismatchError
 from burnish.model import signature

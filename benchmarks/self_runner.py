@@ -1,0 +1,23 @@
+"""burnish as `peer_runner` runs the others: in a process of its own, with seconds and peak memory."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+
+
+def main(source: str, output: str, measured: str) -> None:
+    """Optimise, save, and print seconds and peak memory."""
+    import burnish
+
+    started = time.perf_counter()
+    burnish.optimize(source, output=output, measured=measured == "measured")
+    seconds = time.perf_counter() - started
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"seconds": round(seconds, 2), "peak_mb": round(peak_mb)}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

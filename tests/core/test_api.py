@@ -1,0 +1,180 @@
+"""burnish.optimize, quantize and verify on every kind of model they take."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+import burnish
+from burnish.artifact import Artifact
+from burnish.errors import (
+    CalibrationError,
+    MismatchError,
+    ModelError,
+    OutputError,
+    RecipeError,
+    TargetError,
+)
+from burnish.model import node_count, signature, to_bytes
+from burnish.testing import text_of
+
+Feeds = Callable[[int], list[dict[str, np.ndarray]]]
+FAST = {"measured": False}
+
+
+def test_ir_model_in_ir_model_out(encoder: ir.Model) -> None:
+    before = text_of(encoder)
+    result = burnish.optimize(encoder, **FAST)
+    assert isinstance(result, ir.Model)
+    assert node_count(result) < node_count(encoder)
+    assert text_of(encoder) == before, "what was given is left alone"
+
+
+def test_proto_in_proto_out_and_untouched(encoder: ir.Model) -> None:
+    proto = ir.to_proto(encoder)
+    before = proto.SerializeToString(deterministic=True)
+    result = burnish.optimize(proto, **FAST)
+    assert isinstance(result, onnx.ModelProto)
+    assert proto.SerializeToString(deterministic=True) == before
+    burnish.verify(proto, result)
+
+
+def test_path_in_path_out(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish.optimize(encoder_path, output=tmp_path / "fast.onnx", **FAST)
+    assert result == tmp_path / "fast.onnx"
+    onnx.checker.check_model(onnx.load(result))
+    assert (tmp_path / "fast.burnish.json").exists()
+    burnish.verify(encoder_path, result)
+
+
+def test_a_path_needs_an_output(encoder_path: Path) -> None:
+    with pytest.raises(OutputError, match="No output given"):
+        burnish.optimize(encoder_path, **FAST)
+
+
+def test_folder_out_is_an_artifact(encoder_path: Path, tmp_path: Path) -> None:
+    burnish.optimize(encoder_path, output=tmp_path / "fast.burnish", **FAST)
+    artifact = Artifact.open(tmp_path / "fast.burnish")
+    steps = [receipt.step for receipt in artifact.manifest.receipts]
+    assert steps[0] == "remove-identity"
+    assert steps[-1] == "deployed"
+    assert "remove-identity" in artifact.manifest.recipe
+    assert artifact.manifest.versions["burnish"] == burnish.__version__
+    burnish.verify(encoder_path, tmp_path / "fast.burnish")
+
+
+def test_artifact_in_artifact_out(encoder: ir.Model) -> None:
+    artifact = Artifact.create(encoder, signature(encoder))
+    result = burnish.optimize(artifact, **FAST)
+    assert isinstance(result, Artifact)
+    assert result.manifest.input("input_ids").meaning == "token_ids"
+    assert result.manifest.input("input_ids").high == 20
+
+
+def test_receipts_come_when_asked(encoder: ir.Model) -> None:
+    _, receipts = burnish.optimize(encoder, recipe="remove-identity", return_receipts=True, **FAST)
+    assert [r.step for r in receipts] == ["remove-identity", "deployed"]
+    assert receipts[0].rewrites == 1
+    assert receipts[-1].max_abs_error is not None
+
+
+def test_a_recipe_from_a_file(encoder: ir.Model, tmp_path: Path) -> None:
+    path = tmp_path / "mine.recipe"
+    path.write_text("# only this\nremove-identity\n")
+    _, receipts = burnish.optimize(encoder, recipe=path, return_receipts=True, **FAST)
+    assert receipts[0].step == "remove-identity"
+
+
+def test_a_missing_recipe_file(encoder: ir.Model, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        burnish.optimize(encoder, recipe=tmp_path / "no.recipe", **FAST)
+    assert caught.value.code == "RECIPE_FILE"
+
+
+def test_an_unknown_pass_suggests_the_nearest(encoder: ir.Model) -> None:
+    with pytest.raises(RecipeError, match="No pass named 'fuse-gelo'") as caught:
+        burnish.optimize(encoder, recipe="fuse-gelo")
+    assert caught.value.hint == "Did you mean 'fuse-gelu'?"
+
+
+def test_an_unknown_target(encoder: ir.Model) -> None:
+    with pytest.raises(TargetError, match="No target named 'gpu'"):
+        burnish.optimize(encoder, target="gpu")
+
+
+def test_not_a_model() -> None:
+    with pytest.raises(Exception, match="Cannot take a model from a int") as caught:
+        burnish.optimize(3)
+    assert caught.value.code == "MODEL_KIND"  # type: ignore[attr-defined]
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(ModelError, match=r"no\.onnx"):
+        burnish.optimize("no.onnx", output="x.onnx")
+
+
+def test_the_same_input_gives_the_same_bytes(encoder: ir.Model) -> None:
+    a, b = (burnish.optimize(encoder, **FAST) for _ in range(2))
+    assert to_bytes(a) == to_bytes(b)
+
+
+def test_optimizing_twice_changes_nothing(encoder: ir.Model) -> None:
+    once = burnish.optimize(encoder, **FAST)
+    _, receipts = burnish.optimize(once, return_receipts=True, **FAST)
+    assert [r.step for r in receipts if r.rewrites] == []
+
+
+def test_static_needs_data(encoder: ir.Model) -> None:
+    with pytest.raises(CalibrationError, match="needs calibration data"):
+        burnish.quantize(encoder, scheme="static")
+
+
+def test_static_int8(encoder: ir.Model, encoder_feeds: Feeds) -> None:
+    result, receipts = burnish.quantize(
+        encoder, scheme="static", data=encoder_feeds(4), return_receipts=True, **FAST
+    )
+    step = next(r for r in receipts if r.step.startswith("quantize-static"))
+    assert step.rewrites == 2
+    assert 0 < step.max_rel_error < 0.2
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in result.graph}
+
+
+def test_dynamic_int8_needs_no_data(encoder: ir.Model) -> None:
+    result = burnish.quantize(encoder, scheme="dynamic", **FAST)
+    assert sum(node.op_type == "DynamicQuantizeMatMul" for node in result.graph) == 2
+
+
+def test_random_calibration_is_said_loudly(encoder: ir.Model) -> None:
+    _, receipts = burnish.quantize(encoder, data="random", return_receipts=True, **FAST)
+    assert any("RANDOM" in note for receipt in receipts for note in receipt.notes)
+
+
+def test_cuda_has_no_int8_activations(encoder: ir.Model) -> None:
+    with pytest.raises(TargetError) as caught:
+        burnish.quantize(encoder, scheme="dynamic", target="cuda")
+    assert caught.value.code == "TARGET_NO_INT8"
+
+
+def test_measured_optimisation_is_still_equal(encoder: ir.Model) -> None:
+    result = burnish.optimize(encoder, typical={"batch": 1, "sequence": 16})
+    burnish.verify(encoder, result)
+
+
+def test_verify_finds_a_difference(encoder: ir.Model) -> None:
+    other = burnish.optimize(encoder, **FAST)
+    weights = other.graph.initializers["b2"]
+    weights.const_value = ir.tensor(weights.const_value.numpy() + 1, name="b2")
+    with pytest.raises(MismatchError, match="differ by"):
+        burnish.verify(encoder, other)
+
+
+def test_load_runs_what_was_written(encoder_path: Path, tmp_path: Path, encoder_feeds: Feeds) -> None:
+    burnish.optimize(encoder_path, output=tmp_path / "fast.burnish", **FAST)
+    session = burnish.load(tmp_path / "fast.burnish")
+    (feeds,) = encoder_feeds(1)
+    out = session(**feeds)
+    assert out["hidden"].shape == (2, 6, 8)
+    assert out["pooled"].shape == (2, 8)

@@ -1,0 +1,131 @@
+"""optimize, quantize, verify, inspect and passes from the command line."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from burnish.cli import COMMANDS, main
+
+
+def burnish(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_help_lists_every_command() -> None:
+    result = burnish("--help")
+    assert result.exit_code == 0
+    assert all(f"  {name} " in result.output for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example_and_json(name: str) -> None:
+    result = burnish(name, "--help")
+    assert result.exit_code == 0
+    assert f"  burnish {name}" in result.output
+    assert "--json" in result.output
+
+
+def test_an_unknown_command_is_a_usage_error() -> None:
+    result = burnish("optimise", "x.onnx")
+    assert result.exit_code == 2
+    assert "No such command" in result.output
+
+
+def test_optimize_prints_receipts_and_writes(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish("optimize", encoder_path, "-o", tmp_path / "fast.onnx", "--no-measured")
+    assert result.exit_code == 0, result.output
+    assert "remove-identity" in result.stdout
+    assert (tmp_path / "fast.onnx").exists()
+
+
+def test_optimize_json_is_alone_on_stdout(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish("optimize", encoder_path, "-o", tmp_path / "fast.onnx", "--no-measured", "--json")
+    receipts = json.loads(result.stdout)["receipts"]
+    assert receipts[0]["step"] == "remove-identity"
+    assert "remove-identity" in result.stderr
+
+
+def test_errors_are_two_lines_and_status_1(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish("optimize", encoder_path, "-o", tmp_path / "x.onnx", "--recipe", "fuse-gelo")
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-2:] == [
+        "Error: No pass named 'fuse-gelo'.",
+        "Did you mean 'fuse-gelu'?",
+    ]
+    assert not (tmp_path / "x.onnx").exists()
+
+
+def test_errors_as_json(tmp_path: Path) -> None:
+    result = burnish("optimize", tmp_path / "no.onnx", "-o", tmp_path / "x.onnx", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["code"].startswith("MODEL_")
+
+
+def test_a_missing_option_is_a_usage_error(encoder_path: Path) -> None:
+    assert burnish("optimize", encoder_path).exit_code == 2
+
+
+def test_a_bad_size_is_a_usage_error(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish("optimize", encoder_path, "-o", tmp_path / "x.onnx", "--dim", "sequence=long")
+    assert result.exit_code == 2
+    assert "'long' is not a size" in result.output
+
+
+def test_quantize_static_from_npz(
+    encoder_path: Path, tmp_path: Path, encoder_feeds: Callable[[int], list[dict[str, np.ndarray]]]
+) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for number, feeds in enumerate(encoder_feeds(3)):
+        np.savez(folder / f"{number}.npz", **feeds)
+    output = tmp_path / "int8.onnx"
+    result = burnish("quantize", encoder_path, "-o", output, "--data", folder, "--no-measured")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(burnish("inspect", output, "--json").stdout)
+    assert facts["ops"]["QuantizeLinear"] >= 2
+
+
+def test_quantize_needs_data(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish("quantize", encoder_path, "-o", tmp_path / "x.onnx")
+    assert result.exit_code == 1
+    assert "needs calibration data" in result.stderr
+
+
+def test_verify_equal_and_different(encoder_path: Path, tmp_path: Path) -> None:
+    fast = tmp_path / "fast.onnx"
+    burnish("optimize", encoder_path, "-o", fast, "--no-measured")
+    same = burnish("verify", encoder_path, fast)
+    assert same.exit_code == 0
+    assert "Equal: largest difference" in same.stdout
+    burnish("quantize", encoder_path, "-o", tmp_path / "int8.onnx", "--data", "random", "--no-measured")
+    different = burnish("verify", encoder_path, tmp_path / "int8.onnx", "--tolerance", "1e-6")
+    assert different.exit_code == 1
+    assert "differ by" in different.stderr
+
+
+def test_inspect_tells_the_facts(encoder_path: Path) -> None:
+    facts = json.loads(burnish("inspect", encoder_path, "--json").stdout)
+    assert facts["nodes"] == 15
+    assert facts["ops"]["MatMul"] == 2
+    assert facts["parameters"] == 20 * 8 + 8 * 16 + 16 + 16 * 8 + 8 + 8 + 8 + 3 + 1
+    assert facts["macs"] == 128 * (8 * 16 + 16 * 8)
+    assert facts["inputs"][0]["meaning"] == "token_ids"
+    text = burnish("inspect", encoder_path).stdout
+    assert "input_ids: int64[batch, sequence]" in text
+
+
+def test_passes_lists_and_shows() -> None:
+    assert "fuse-attention" in burnish("passes").stdout
+    shown = burnish("passes", "fold-constants").stdout
+    assert "max_bytes" in shown
+    assert json.loads(burnish("passes", "--json").stdout)[0]["name"] == "remove-identity"
+
+
+def test_passes_unknown() -> None:
+    result = burnish("passes", "fuse-gelo")
+    assert result.exit_code == 1
+    assert "Did you mean" in result.stderr
