@@ -119,6 +119,13 @@ def made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node |
     return node if is_op(node, op_type, domain) else None
 
 
+def users(value: ir.Value, op_type: str, *, only: bool = False) -> list[ir.Node]:
+    """The nodes of that standard operator that use `value`; with `only`, none if anything else does."""
+    nodes = [node for node in value.consumers() if is_op(node, op_type)]
+    shared = len(value.consumers()) > 1 or value.is_graph_output()
+    return [] if only and shared else nodes
+
+
 def either_way(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
     """The two operands of a commutative node, in both orders."""
     first, second = node.inputs
@@ -151,25 +158,36 @@ def precision(dtype: ir.DataType | None) -> float:
     return float(ml_dtypes.finfo(dtype.numpy()).eps)  # type: ignore[no-untyped-call]
 
 
+def shape_of(value: ir.Value | None) -> ir.Shape | None:
+    """The shape of a value as far as it is known; that of a constant is."""
+    if value is None or value.shape is not None:
+        return None if value is None else value.shape
+    tensor = ir.convenience.get_const_tensor(value)
+    return None if tensor is None else ir.Shape(tensor.shape)
+
+
 def rank(value: ir.Value | None) -> int | None:
     """How many dims a value has, where that is known."""
-    return None if value is None or value.shape is None else len(value.shape)
+    shape = shape_of(value)
+    return None if shape is None else len(shape)
 
 
 def dim(value: ir.Value | None, axis: int) -> int | None:
     """The static size of an axis, where that is known."""
-    if value is None or value.shape is None or not -len(value.shape) <= axis < len(value.shape):
+    shape = shape_of(value)
+    if shape is None or not -len(shape) <= axis < len(shape):
         return None
-    size = value.shape[axis]
+    size = shape[axis]
     return size if isinstance(size, int) else None
 
 
 def same_shape(a: ir.Value, b: ir.Value) -> bool:
     """True when two values provably have one shape; two unnamed dims prove nothing."""
-    if a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+    first, second = shape_of(a), shape_of(b)
+    if first is None or second is None or len(first) != len(second):
         return False
     return all(
-        x == y and (isinstance(x, int) or x.value is not None) for x, y in zip(a.shape, b.shape, strict=True)
+        x == y and (isinstance(x, int) or x.value is not None) for x, y in zip(first, second, strict=True)
     )
 
 
