@@ -1,0 +1,158 @@
+"""Is the exported graph the module? Both run on the same inputs, at several sizes of every dynamic dim.
+
+The graph is run by a callable that the caller gives: this package never imports onnxruntime.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from burnish.difference import Difference, worst
+from burnish.errors import BurnishError, ExportError, MismatchError
+from burnish.exporter.torch_export import Exported
+from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds, shape_at
+from burnish.manifest import DimRange, Receipt, TensorSpec
+from burnish.model import node_count
+from burnish.passes.base import Numerics
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+_WANTED: Final = 4
+_MOST_ELEMENTS: Final = 2**20  # of all inputs together, for the assignment of largest sizes
+# The least precise floating type of the outputs says how far two ways of computing may drift apart.
+_TOLERANCES: Final = {"float16": 5e-3, "bfloat16": 4e-2}
+
+
+def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None, seed: int = 0) -> Receipt:
+    """Compare a module with its export; batch 1, 2, 3, length 1 and the largest sizes included.
+
+    Sizes that the module itself refuses are left out, and the receipt says so.
+
+    Args:
+        exported: the module and its graph.
+        run: runs the graph: feeds by input name -> outputs by name.
+        tolerance: allowed `max |a - b| / max(1, max |a|)`; default by type: 1e-4 for float32.
+        seed: of the random inputs.
+
+    Returns:
+        The receipt of step `export`.
+
+    Raises:
+        MismatchError: an output differs by more, or the graph does not run (EXPORT_PARITY).
+        ExportError: the module itself runs at none of the sizes (EXPORT_REFERENCE).
+    """
+    start = time.perf_counter()
+    found: list[Difference] = []
+    compared: list[Assignment] = []
+    notes = list(exported.notes)
+    for number, assignment in enumerate(_all_assignments(exported)):
+        if number >= _WANTED + 2 and len(compared) >= _WANTED:
+            break
+        feeds = make_feeds(exported.signature.inputs, assignment, seed=seed + number)
+        reference = _reference(exported, feeds, assignment, notes)
+        if reference is not None:
+            found.append(_compare(reference, run, feeds, assignment, tolerance))
+            compared.append(assignment)
+    if not found:
+        raise ExportError(
+            f"The module runs at none of the sizes that were tried: {notes[-1]}.",
+            "Give the ranges of the dynamic dims, such as batch=2:8.",
+            code="EXPORT_REFERENCE",
+        )
+    furthest = max(found, key=lambda apart: apart.max_rel)
+    nodes = node_count(exported.model)
+    return Receipt(
+        step="export", numerics=Numerics.ROUNDING.name.lower(), nodes_before=nodes, nodes_after=nodes,
+        max_abs_error=max(apart.max_abs for apart in found), max_rel_error=furthest.max_rel,
+        assignments=tuple(compared), notes=tuple(notes), seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _all_assignments(exported: Exported) -> Iterator[Assignment]:
+    """The usual ones and the largest; then multiples of the example sizes, for dims with a step."""
+    specs, dims = exported.signature.inputs, exported.signature.dims
+    names = dynamic_dims(specs)
+    seen: list[Assignment] = []
+    usual = assignments(specs, dims)
+    largest = {name: dims[name].max or usual[0][name] if name in dims else usual[0][name] for name in names}
+    if _elements(specs, largest) <= _MOST_ELEMENTS:
+        usual.append(largest)
+    example = _example_sizes(exported)
+    steps = [
+        {name: _within(example[name] * factor, dims.get(name)) for name in names} for factor in (1, 2, 3, 4)
+    ]
+    for assignment in (*usual, *(steps if names else ())):
+        if assignment not in seen:
+            seen.append(assignment)
+            yield assignment
+
+
+def _example_sizes(exported: Exported) -> Assignment:
+    return {
+        dim: exported.example[spec.name].shape[axis]
+        for spec in exported.signature.inputs
+        for axis, dim in enumerate(spec.shape or ())
+        if isinstance(dim, str)
+    }
+
+
+def _within(size: int, allowed: DimRange | None) -> int:
+    return size if allowed is None or allowed.max is None else min(size, allowed.max)
+
+
+def _elements(specs: Sequence[TensorSpec], assignment: Assignment) -> int:
+    return sum(math.prod(shape_at(spec, assignment)) for spec in specs)
+
+
+def _reference(
+    exported: Exported, feeds: Mapping[str, np.ndarray], assignment: Assignment, notes: list[str]
+) -> dict[str, np.ndarray] | None:
+    try:
+        return exported.reference(feeds)
+    except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
+        first = next(iter(str(error).splitlines()), "")
+        notes.append(f"not compared at {_spell(assignment)}: the module fails there ({first})")
+        return None
+
+
+def _compare(
+    reference: dict[str, np.ndarray],
+    run: Run,
+    feeds: Mapping[str, np.ndarray],
+    assignment: Assignment,
+    tolerance: float | None,
+) -> Difference:
+    try:
+        actual = run(feeds)
+    except BurnishError as error:
+        raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}") from error
+    apart = worst(reference, actual)
+    allowed = tolerance if tolerance is not None else _tolerance(reference)
+    if not apart.within(allowed):
+        raise _mismatch(
+            f"differs from the module in output {apart.name!r} at {_spell(assignment)}: "
+            f"{apart.max_rel:.3g} (allowed {allowed:g})"
+        )
+    return apart
+
+
+def _tolerance(outputs: Mapping[str, np.ndarray]) -> float:
+    types = {array.dtype.name for array in outputs.values()}
+    return max(_TOLERANCES.get(name, Numerics.ROUNDING.tolerance) for name in types)
+
+
+def _mismatch(what: str) -> MismatchError:
+    return MismatchError(
+        f"The exported graph {what}.",
+        "torch exported it wrongly: try another opset, or rewrite that part of the module.",
+        code="EXPORT_PARITY",
+    )
+
+
+def _spell(assignment: Assignment) -> str:
+    return ", ".join(f"{name}={size}" for name, size in assignment.items()) or "its fixed sizes"

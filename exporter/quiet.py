@@ -1,0 +1,52 @@
+"""torch without its noise, and a module in eval mode and back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any, Final
+
+from burnish.exporter.needs import torch
+
+# torch hangs handlers of its own on many loggers below these, so the level of one logger stops little.
+_LOGGERS: Final = ("torch", "onnxscript", "onnx_ir", "transformers")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No warning and no log line of torch, onnxscript or transformers comes out meanwhile."""
+    handlers = {
+        handler
+        for name in list(logging.root.manager.loggerDict)
+        if name.partition(".")[0] in _LOGGERS
+        for handler in logging.getLogger(name).handlers
+    }
+    for handler in handlers:
+        handler.addFilter(_silence)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_silence)
+
+
+def _silence(_record: logging.LogRecord) -> bool:
+    return False
+
+
+@contextlib.contextmanager
+def evaluating(module: Any) -> Iterator[None]:
+    """Every part of the module in eval mode, then in the mode it had; no gradients meanwhile."""
+    training = [part for part in module.modules() if part.training]
+    if training:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part in training:
+            part.training = True

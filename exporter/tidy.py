@@ -1,0 +1,114 @@
+"""What torch 2.13's exporter leaves wrong in a graph, put right: names, dims, metadata, ownership.
+
+Seen in torch 2.13 (each has a test): an input and a parameter of one name become one value in the file; two
+outputs that are the same tensor get one name; naming an output that is an input renames the input; dims
+lose their names when an input is a constant; every node carries a stack trace with absolute paths.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.exporter.values import to_numpy
+
+KEPT_METADATA: Final = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
+"""Where in the module a node comes from. The rest is noise, or names paths of this machine."""
+
+
+def strip_metadata(model: ir.Model) -> None:
+    """Drop all metadata but `KEPT_METADATA` (of nodes), so that the same module gives the same bytes."""
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    model.metadata_props.clear()
+    for graph in graphs:
+        graph.metadata_props.clear()
+        for node in graph.all_nodes():
+            for key in [key for key in node.metadata_props if key not in KEPT_METADATA]:
+                del node.metadata_props[key]
+    for value in _values(model):
+        value.metadata_props.clear()
+
+
+def own_weights(model: ir.Model) -> None:
+    """Copy every initializer out of torch's memory, so that training on does not change the model.
+
+    Parameters that share memory (tied weights) go on sharing it.
+    """
+    copies: dict[tuple[object, ...], np.ndarray] = {}
+    for value in model.graph.initializers.values():
+        tensor: Any = value.const_value
+        raw: Any = getattr(tensor, "raw", None)
+        if not hasattr(raw, "data_ptr"):
+            continue
+        key = (raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride())
+        if key not in copies:
+            copies[key] = to_numpy(raw)
+        value.const_value = ir.Tensor(copies[key], dtype=tensor.dtype, name=value.name)
+
+
+def name_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
+    """Give inputs and outputs their names, in order; return the names of values that had to make room.
+
+    An output that is an input, a weight or another output gets a node of its own (Identity).
+    """
+    for index, value in enumerate(list(model.graph.outputs)):
+        if _needs_own_node(value, model.graph.outputs[:index]):
+            node = ir.node("Identity", [value], name=f"node_output_{index}")
+            node.outputs[0].shape, node.outputs[0].type = value.shape, value.type
+            model.graph.append(node)
+            model.graph.outputs[index] = node.outputs[0]
+    wanted = dict(zip(model.graph.inputs, inputs, strict=True))
+    wanted |= dict(zip(model.graph.outputs, outputs, strict=True))
+    return _rename(model, wanted)
+
+
+def rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
+    """Rename symbolic dims in every shape of the graph, inside expressions too."""
+    if not names:
+        return
+    word = re.compile(r"\b(?:" + "|".join(map(re.escape, names)) + r")\b")
+
+    def renamed(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
+        if isinstance(dim, int) or dim.value is None:
+            return dim
+        return ir.SymbolicDim(word.sub(lambda match: names[match.group()], dim.value))
+
+    for value in _values(model):
+        if value.shape is not None:
+            value.shape = ir.Shape([renamed(dim) for dim in value.shape])
+
+
+def _needs_own_node(value: ir.Value, before: Iterable[ir.Value]) -> bool:
+    given = value.is_graph_input() or value.is_initializer()
+    return given or any(value is other for other in before)
+
+
+def _rename(model: ir.Model, wanted: Mapping[ir.Value, str]) -> list[str]:
+    names = set(wanted.values())
+    others = [value for value in _values(model) if value not in wanted and value.name in names]
+    taken = {value.name for value in _values(model)} | names
+    moved = []
+    for value in others:
+        moved.append(value.name or "")
+        value.name = next(n for i in range(1, len(taken) + 2) if (n := f"{value.name}_{i}") not in taken)
+        taken.add(value.name)
+    for index, value in enumerate(wanted):  # in two steps: two of them may swap names
+        value.name = f"burnish.interface.{index}"
+    for value, name in wanted.items():
+        value.name = name
+    return moved
+
+
+def _values(model: ir.Model) -> list[ir.Value]:
+    """Every value of the model, each once."""
+    found: dict[ir.Value, None] = {}
+    graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    for graph in graphs:
+        found |= dict.fromkeys(graph.inputs)
+        for node in graph.all_nodes():
+            found |= dict.fromkeys(node.outputs)
+    return list(found | dict.fromkeys(model.graph.initializers.values()))

@@ -1,0 +1,236 @@
+"""torch.nn.Module -> ir.Model by torch.onnx.export(dynamo=True), with dims kept dynamic, or told why not.
+
+torch's own optimiser stays off: torch 2.13 with onnxscript 0.7.2 writes graphs with it that fail for batch
+2 and up (reference/graph.md section 0.4). burnish's passes clean up instead, and are checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, final
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from burnish.errors import ExportError
+from burnish.exporter.dims import Axis, Dynamic, example_sizes, read_axes
+from burnish.exporter.failures import said, typed
+from burnish.exporter.needs import torch
+from burnish.exporter.quiet import evaluating, quiet
+from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
+from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
+from burnish.exporter.values import Inputs, by_name, flat_outputs, resized, tensors, to_numpy, to_tensor
+from burnish.manifest import DimRange, Manifest
+from burnish.model import signature
+
+OPSETS: Final = range(18, 24)
+"""What torch 2.13 writes without converting versions afterwards."""
+
+Feeds = Mapping[str, np.ndarray]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A module as a graph, and the module itself to compare with."""
+
+    model: ir.Model
+    signature: Manifest
+    """Inputs with their meaning, outputs, and the range of every dynamic dim."""
+    reference: Callable[[Feeds], dict[str, np.ndarray]]
+    """The module in eval mode: numpy arrays by input name -> numpy arrays by output name."""
+    example: dict[str, np.ndarray]
+    """The example inputs that were traced, at their widened sizes."""
+    notes: tuple[str, ...] = ()
+    """What was changed or narrowed, and why."""
+
+
+def export_module(
+    module: Any,
+    inputs: Inputs,
+    *,
+    dynamic: Dynamic | None = None,
+    ranges: Mapping[str, tuple[int, int | None]] | None = None,
+    opset: int = 20,
+    output_names: Sequence[str] | None = None,
+    keep_metadata: bool = False,
+) -> Exported:
+    """Export a module as it computes in eval mode; weights are copied.
+
+    Args:
+        module: a `torch.nn.Module`; it is put into eval mode and back.
+        inputs: example inputs: a dict by parameter name, a tuple, or one tensor. Numbers, booleans, strings
+            and None among them become constants.
+        dynamic: for each input, the dim at each dynamic axis: a name, `(name, min, max)`, or a
+            `torch.export.Dim`. Everything else is fixed at its example size.
+        ranges: `(min, max)` of dims by name, instead of what `dynamic` says.
+        opset: 18 to 23.
+        output_names: instead of the names that the module's result suggests.
+        keep_metadata: keep torch's stack traces, which name paths of this machine.
+
+    Raises:
+        ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
+            EXPORT_SPECIALISED: a dim did not stay dynamic; EXPORT_DATA_DEPENDENT: the module branches on
+            values; EXPORT_UNSUPPORTED_OP: ONNX has nothing for an operator; EXPORT_OPSET; EXPORT_FAILED.
+    """
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Cannot export to opset {opset}.",
+            f"torch writes opsets {OPSETS[0]} to {OPSETS[-1]}.",
+            code="EXPORT_OPSET",
+        )
+    named = by_name(module, inputs)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
+    axes = read_axes(dynamic, shapes, ranges)
+    with evaluating(module):
+        named, result, notes = _widen(module, named, axes)
+        program, dims = _capture(module, named, axes, opset)
+    outputs = flat_outputs(result)
+    names = _output_names(outputs, output_names, list(shapes))
+    model, moved = _finish(program, dims, (list(shapes), names), keep_metadata=keep_metadata)
+    notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
+    known = signature(model)
+    manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
+    reference = _Reference(module, named, dict(zip(outputs, names, strict=True)))
+    example = {name: to_numpy(tensor) for name, tensor in tensors(named).items()}
+    return Exported(model, manifest, reference, example, (*notes, *dims.notes))
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Dims:
+    symbols: dict[str, str]
+    ranges: dict[str, DimRange]
+    notes: list[str]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Reference:
+    module: Any
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, str]
+
+    def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
+        """Run the module on numpy arrays; inputs that are not fed keep their example value."""
+        given = {
+            name: to_tensor(feeds[name], value) if name in feeds else value
+            for name, value in self.inputs.items()
+        }
+        with evaluating(self.module), quiet():
+            found = flat_outputs(self.module(**given))
+        return {name: to_numpy(found[key]) for key, name in self.outputs.items() if key in found}
+
+
+def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[dict[str, Any], Any, list[str]]:
+    """Inputs at sizes that hide nothing, and the module's result on them.
+
+    Where the module fails at the new sizes (its dims depend on each other), the given ones are kept.
+    """
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
+    sizes = example_sizes(axes, shapes)
+    changed = {a.name: sizes[a.name] for a in axes if shapes[a.input][a.axis] != sizes[a.name]}
+    wide = dict(named)
+    for axis in axes:
+        wide[axis.input] = resized(wide[axis.input], axis.axis, sizes[axis.name])
+    if changed:
+        try:
+            with quiet():
+                return wide, module(**_copies(wide)), []
+        except Exception as error:  # noqa: BLE001 - the module is anybody's code; the given sizes come next
+            note = f"examples kept as given, the module fails at {changed}: {said(error)}"
+            return named, _run(module, named), [note]
+    return named, _run(module, named), []
+
+
+def _run(module: Any, named: dict[str, Any]) -> Any:
+    try:
+        with quiet():
+            return module(**_copies(named))
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} does not run on the example inputs: {said(error)}",
+            "Call the module on them in eval mode first.",
+            code="EXPORT_INPUTS",
+        ) from error
+
+
+def _copies(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs that the module may change in place."""
+    return {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in named.items()}
+
+
+def _capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int) -> tuple[Any, _Dims]:
+    shapes = _dynamic_shapes(named, axes)
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                module, (), kwargs=_copies(named), dynamic_shapes=shapes, opset_version=opset,
+                dynamo=True, optimize=False, verbose=False,
+            )  # fmt: skip
+        return program, _Dims(*kept_dims(program, axes, list(tensors(named))))
+    except ExportError as error:
+        raise explain(error, _trace(module, named, shapes), _places(axes)) from None
+    except Exception as error:
+        failure = typed(error, axes)
+        raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
+
+
+def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
+    dims = {a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes}
+    shapes: dict[str, Any] = {
+        name: {} if isinstance(value, torch.Tensor) else None for name, value in named.items()
+    }
+    for axis in axes:
+        shapes[axis.input][axis.axis] = dims[axis.name]
+    return shapes
+
+
+def _places(axes: Sequence[Axis]) -> dict[str, str]:
+    return {f"{axis.input}.{axis.axis}": axis.name for axis in axes}
+
+
+def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
+    """Trace once more, only to hear which conditions torch adds and where."""
+    with quiet(), reasons() as guards:
+        try:
+            torch.export.export(module, (), kwargs=_copies(named), dynamic_shapes=shapes)
+        except Exception:  # noqa: BLE001 - it is known to fail; what is wanted is in the log
+            return guards
+    return guards
+
+
+def _output_names(
+    outputs: Mapping[str, Any], given: Sequence[str] | None, inputs: Sequence[str]
+) -> list[str]:
+    if given is None:
+        return [f"{name}_output" if name in inputs else name for name in outputs]
+    if len(given) != len(outputs) or len({*given, *inputs}) != len(given) + len(inputs):
+        raise ExportError(
+            f"{len(given)} output names for {len(outputs)} outputs ({', '.join(outputs)}).",
+            "Give one name for each, no two alike and none of an input.",
+            code="EXPORT_OUTPUTS",
+        )
+    return list(given)
+
+
+def _finish(
+    program: Any, dims: _Dims, names: tuple[list[str], list[str]], *, keep_metadata: bool
+) -> tuple[ir.Model, list[str]]:
+    model: ir.Model = program.model
+    inputs, outputs = names
+    if len(model.graph.inputs) != len(inputs) or len(model.graph.outputs) != len(outputs):
+        raise ExportError(
+            f"torch exported {len(model.graph.inputs)} inputs and {len(model.graph.outputs)} outputs, the "
+            f"module has {len(inputs)} and {len(outputs)}.",
+            "Return tensors only, each once.",
+            code="EXPORT_OUTPUTS",
+        )
+    moved = name_interface(model, inputs, outputs)
+    rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
+    own_weights(model)
+    if not keep_metadata:
+        strip_metadata(model)
+    return model, moved
