@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ _LOGGERS: Final = ("torch", "onnxscript", "onnx_ir", "transformers")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warning and no log line of torch, onnxscript or transformers comes out meanwhile."""
+    """No warning, log line or graph that torch, onnxscript or transformers prints comes out meanwhile."""
     handlers = {
         handler
         for name in list(logging.root.manager.loggerDict)
@@ -26,7 +27,8 @@ def quiet() -> Iterator[None]:
     for handler in handlers:
         handler.addFilter(_silence)
     try:
-        with warnings.catch_warnings():
+        # torch.export prints the graph traced so far to stderr when it fails.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -1,0 +1,203 @@
+"""What `burnish export` takes: `package.module:callable`, a Hugging Face folder, or a module itself."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, final
+
+from burnish.errors import BurnishError, ExportError, MissingDependencyError, nearest
+from burnish.exporter.dims import Dynamic
+
+_CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+# Each of these is a pickle, or an archive with one inside: loading it runs the code that it carries.
+PICKLES: Final = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".torch"})
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class TorchSource:
+    """A module with what is needed to export it."""
+
+    module: Any
+    inputs: Any
+    """Example inputs, as `burnish.exporter.torch_export.export_module` takes them."""
+    dynamic: Dynamic | None = None
+    attachments: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+    """Files that belong to the model, by the name they get in the artifact (tokenizer, configuration)."""
+    description: str = ""
+    """Where it came from, in words, without paths of this machine."""
+    notes: tuple[str, ...] = ()
+
+
+def resolve(source: Any, inputs: Any = None, *, task: str | None = None) -> TorchSource:
+    """Find the module to export.
+
+    Args:
+        source: `package.module:callable`, imported with the current folder on the path, whose callable
+            returns `(module, inputs)` or `(module, inputs, dynamic)`; or a Hugging Face folder with
+            config.json and safetensors weights; or a `torch.nn.Module`.
+        inputs: example inputs; only with a `torch.nn.Module`.
+        task: `feature-extraction` or `text-classification`; only with a folder, whose configuration
+            says it by default.
+
+    Raises:
+        ExportError: there is no such module, callable or folder, or it cannot be used (EXPORT_SOURCE); it
+            is a pickle (PICKLE_REFUSED).
+        MissingDependencyError: torch or transformers is not installed.
+    """
+    if not isinstance(source, (str, os.PathLike)):
+        return _module(source, inputs)
+    text = os.fspath(source)
+    path = Path(text)
+    _refuse_pickle(path)
+    if path.is_dir():
+        from burnish.exporter.huggingface import load_folder
+
+        return load_folder(path, task)
+    if _CALLABLE.fullmatch(text):
+        if task is not None:
+            raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
+        return _from_callable(text)
+    raise _unknown(text, path)
+
+
+def _module(module: Any, inputs: Any) -> TorchSource:
+    from burnish.exporter.needs import torch
+
+    if not isinstance(module, torch.nn.Module):
+        raise _bad(
+            f"Cannot export a {type(module).__name__}.",
+            "Give a torch.nn.Module, package.module:callable, or a Hugging Face folder.",
+        )
+    if inputs is None:
+        raise ExportError(
+            f"No example inputs for {type(module).__name__}.",
+            "Give a dict of tensors by parameter name, or a tuple.",
+            code="EXPORT_INPUTS",
+        )
+    kind = type(module)
+    return TorchSource(module, inputs, description=f"torch: {kind.__module__}.{kind.__qualname__}")
+
+
+def _refuse_pickle(path: Path) -> None:
+    if path.suffix.lower() in PICKLES:
+        raise ExportError(
+            f"{path.name!r} is a pickle: loading it runs the code inside.",
+            "Load it yourself in a function that returns (module, example inputs), and export "
+            "package.module:function.",
+            code="PICKLE_REFUSED",
+        )
+
+
+def _from_callable(text: str) -> TorchSource:
+    name, _, attribute = text.partition(":")
+    with _current_folder():
+        build: Any = _import(name)
+        for part in attribute.split("."):
+            if not hasattr(build, part):
+                known = [each for each in vars(build) if not each.startswith("_")]
+                raise _bad(f"{name!r} has no {attribute!r}.", nearest(part, known))
+            build = getattr(build, part)
+        if not callable(build):
+            raise _bad(f"{text!r} is not callable.", "Name a function that returns (module, inputs).")
+        made = _call(text, build)
+    if not isinstance(made, tuple) or len(made) not in (2, 3):
+        raise _bad(
+            f"{text!r} returned {type(made).__name__}, not (module, inputs).",
+            "Return (module, inputs) or (module, inputs, dynamic).",
+        )
+    found = _module(*made[:2])
+    dynamic = made[2] if len(made) == 3 else None
+    return dataclasses.replace(found, dynamic=dynamic, description=f"torch: {text}")
+
+
+def _call(text: str, build: Any) -> Any:
+    try:
+        return build()
+    except BurnishError:
+        raise
+    except Exception as error:
+        raise _bad(
+            f"{text!r} raised {type(error).__name__}: {error}.", "Call it by hand to see where."
+        ) from error
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if missing in ("torch", "transformers"):
+            raise MissingDependencyError(
+                f"{name!r} needs {missing}, which is not installed.",
+                'Install it: pip install "burnish[export]"',
+            ) from error
+        if not f"{name}.".startswith(f"{missing}."):
+            raise _bad(
+                f"{name!r} needs the module {missing!r}, which is not installed.", "Install it."
+            ) from error
+        raise _bad(f"No module named {missing!r}.", _nearest_module(missing)) from error
+    except Exception as error:
+        raise _bad(
+            f"Importing {name!r} raised {type(error).__name__}: {error}.",
+            "Import it by hand to see where.",
+        ) from error
+
+
+def _nearest_module(name: str) -> str:
+    parent, _, _leaf = name.rpartition(".")
+    folders = [Path.cwd()] if not parent else _folders_of(parent)
+    near = {
+        ".".join(filter(None, (parent, path.stem)))
+        for folder in folders
+        for path in folder.iterdir()
+        if (path.suffix == ".py" and path.stem != "__init__") or (path / "__init__.py").is_file()
+    }
+    if not near:
+        return "Run it from the folder that holds the module, or install its package."
+    return nearest(name, near)
+
+
+def _folders_of(package: str) -> list[Path]:
+    module = sys.modules.get(package)
+    return [Path(path) for path in getattr(module, "__path__", ())]
+
+
+@contextlib.contextmanager
+def _current_folder() -> Iterator[None]:
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
+
+
+def _unknown(text: str, path: Path) -> ExportError:
+    if path.suffix == ".onnx":
+        return _bad(f"{text!r} is an ONNX file already.", f"Try: burnish optimize {text} -o OUT")
+    if path.suffix == ".safetensors":
+        return _bad(f"{text!r} holds weights only.", "Give its folder, with config.json beside the weights.")
+    if path.suffix == ".py" or path.is_file():
+        return _bad(f"{text!r} is a file.", "Give package.module:callable, or a Hugging Face folder.")
+    parent = path.parent if path.parent.is_dir() else Path()
+    folders = [str(each) for each in parent.iterdir() if each.is_dir() and each.name[0] != "."]
+    hint = nearest(text, folders) if folders else ""
+    return _bad(
+        f"No folder {text!r}, and it is not package.module:callable.",
+        hint if hint.startswith("Did") else "Give package.module:callable, or a Hugging Face folder.",
+    )
+
+
+def _bad(what: str, hint: str) -> ExportError:
+    return ExportError(what, hint, code="EXPORT_SOURCE")
