@@ -80,20 +80,21 @@ class Scope:
         """Put `new` nodes in the place of `old` ones, the last of which comes last in the graph.
 
         `results` maps outputs of `old` to outputs of `new`, which take over their uses, names,
-        types, shapes and metadata. The last new node takes the name of the last old one; all take
-        the metadata of the old nodes (where keys clash: the last one's) and say which pass made
-        them. Constants that only the old nodes used go too.
+        types, shapes and metadata. The last new node takes the name of the last old one unless it
+        has its own; all take the metadata of the old nodes (where keys clash: the last one's) and
+        say which pass made them. Constants that only the old nodes used go too.
         """
         for node in new:
             node.metadata_props.update(_merged_metadata(old) | {MADE_BY: pass_name})
             if node.domain == CONTRIB:
                 self.use_contrib()
+        names = [node.name or f"node_{node.outputs[0].name}" for node in new[:-1]]
+        names.append(new[-1].name or old[-1].name or "")
         self.graph.insert_after(old[-1], new)
+        for node, name in zip(new, names, strict=True):
+            node.name = name or None  # not the one that the insertion made up
         for before, after in results.items():
             _take_over(before, after)
-        new[-1].name = old[-1].name
-        for node in new[:-1]:
-            node.name = node.name or (node.outputs[0].name and f"node_{node.outputs[0].name}")
         inputs = dict.fromkeys(value for node in old for value in node.inputs)
         self.graph.remove(old, safe=True)
         remove_dead_constants(inputs)
