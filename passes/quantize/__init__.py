@@ -1,0 +1,1 @@
+"""Quantisation: a neutral plan (what), and lowerings that write it for a target (how)."""

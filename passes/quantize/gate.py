@@ -1,0 +1,107 @@
+"""Is int8 faster here? Regions of a graph, cut out and timed as small models of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.model import copy_model
+from burnish.passes.base import Arrays, Context, is_op
+
+Region = Sequence[ir.Node]
+"""Nodes of one graph, in order, that are int8 together or not at all."""
+
+
+def speedups(
+    model: ir.Model,
+    regions: Sequence[Region],
+    rewrite: Callable[[ir.Model], None],
+    context: Context,
+) -> list[float | None]:
+    """Time in float divided by time after `rewrite`, for each region; equal regions are timed once.
+
+    Inputs are real arrays from `context.probe`. None: this region could not be timed (nobody can run
+    models here, or it lies inside another node's body).
+    """
+    probe, compare = context.probe, context.compare_speed
+    if probe is None or compare is None or not regions:
+        return [None] * len(regions)
+    cuts = [cut_out(model, region) for region in regions]
+    names = sorted({str(v.name) for cut in cuts if cut for v in cut.graph.inputs})
+    arrays = probe(model, names)
+    known: dict[Hashable, float] = {}
+    found: list[float | None] = []
+    for cut in cuts:
+        if cut is None or any(value.name not in arrays for value in cut.graph.inputs):
+            found.append(None)
+            continue
+        key = structure(cut, arrays)
+        if key not in known:
+            quantized = copy_model(cut)
+            rewrite(quantized)
+            feeds = {str(value.name): arrays[str(value.name)] for value in cut.graph.inputs}
+            known[key] = compare(cut, quantized, feeds)
+        found.append(known[key])
+    return found
+
+
+def cut_out(model: ir.Model, region: Region) -> ir.Model | None:
+    """The region as a model: its inputs are what it reads from outside, its outputs what is read outside.
+
+    None when the region is not in the main graph.
+    """
+    graph = model.graph
+    inside = set(region)
+    if any(node.graph is not graph for node in region):
+        return None
+    inputs: list[ir.Value] = []
+    constants: list[ir.Value] = []
+    makers: list[ir.Node] = []
+    for value in dict.fromkeys(v for node in region for v in node.inputs if v is not None):
+        producer = value.producer()
+        if producer is not None and is_op(producer, "Constant"):
+            makers.append(producer)
+        elif value.is_initializer() and not value.is_graph_input():
+            constants.append(value)
+        elif producer not in inside:
+            inputs.append(value)
+    outputs = [v for node in region for v in node.outputs if _seen_outside(v, inside)]
+    view = ir.GraphView(
+        inputs, outputs, nodes=[*makers, *region], initializers=constants,
+        opset_imports=graph.opset_imports, name="region",
+    )  # fmt: skip
+    return ir.Model(view.clone(), ir_version=model.ir_version)
+
+
+def _seen_outside(value: ir.Value, inside: set[ir.Node]) -> bool:
+    return value.is_graph_output() or any(user not in inside for user in value.consumers())
+
+
+def structure(region: ir.Model, arrays: Arrays) -> Hashable:
+    """What a region's speed depends on: ops, attributes, wiring and shapes, but no names or weights."""
+    number: dict[ir.Value, Hashable] = {}
+    for value in region.graph.inputs:
+        number[value] = ("input", arrays[str(value.name)].shape)
+    for constant in region.graph.initializers.values():
+        number[constant] = ("constant", _content(constant))
+    nodes = []
+    for index, node in enumerate(region.graph):
+        attributes = sorted(f"{a.name}={a.value}" for a in node.attributes.values() if a.value is not None)
+        inputs = tuple(number.get(v) if v is not None else None for v in node.inputs)
+        nodes.append((node.domain, node.op_type, tuple(attributes), inputs))
+        number |= {value: ("node", index, slot) for slot, value in enumerate(node.outputs)}
+    outputs = tuple(number[value] for value in region.graph.outputs)
+    return tuple(nodes), outputs
+
+
+def _content(constant: ir.Value) -> Hashable:
+    """The shape of a weight; of a small integer constant (a shape, axes) also the numbers."""
+    tensor = constant.const_value
+    if tensor is None:
+        return ()
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    if tensor.dtype.is_integer() and tensor.size <= 64:
+        return shape, tuple(np.ravel(tensor.numpy()).tolist())
+    return shape
