@@ -92,7 +92,7 @@ class Scope:
         names.append(new[-1].name or old[-1].name or "")
         self.graph.insert_after(old[-1], new)
         for node, name in zip(new, names, strict=True):
-            node.name = name or None  # not the one that the insertion made up
+            node.name = name  # insertion makes one up, even for an unnamed node
         for before, after in results.items():
             _take_over(before, after)
         inputs = dict.fromkeys(value for node in old for value in node.inputs)
