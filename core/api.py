@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from burnish.artifact import Artifact
 from burnish.checking import DifferentialChecker, model_file
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError
 from burnish.manifest import Manifest, Receipt
@@ -160,7 +161,7 @@ def quantize(
         on_mismatch: as for `optimize`.
         output: as for `optimize`.
         return_receipts: as for `optimize`.
-        options: as for `optimize`, and `calibration` (`minmax`, `percentile`).
+        options: as for `optimize`, and `calibration` (`minmax`, `percentile`, `mse`).
 
     Raises:
         CalibrationError: `data` is missing, empty, or does not fit the inputs; besides those of `optimize`.
@@ -324,12 +325,14 @@ def _samples(
 ) -> tuple[Sequence[Mapping[str, np.ndarray]], list[str]]:
     if data is None:
         return (), []
-    from burnish.runtime.samples import random_samples, read_samples
+    from burnish.runtime.samples import check_sample, random_samples, read_samples
 
     specs = source.manifest.inputs
     if isinstance(data, str) and data == "random":
         note = "calibrated on RANDOM inputs: the accuracy on real data is unknown"
         return random_samples(source.manifest, count=_RANDOM_SAMPLES, seed=seed), [note]
-    if isinstance(data, (str, os.PathLike)):
-        return list(read_samples(Path(data), specs)), []
-    return list(data), []
+    where = Path(data) if isinstance(data, (str, os.PathLike)) else data
+    samples = list(read_samples(where, specs))
+    for number, sample in enumerate(samples):
+        check_sample(number, sample, specs)
+    return samples, []

@@ -23,7 +23,7 @@ from burnish.target import TARGETS
 @click.option("--data", metavar="SAMPLES", help="Calibration data: .npz file, folder of them, or 'random'.")
 @click.option(
     "--calibration",
-    type=click.Choice(["minmax", "percentile"]),
+    type=click.Choice(["minmax", "percentile", "mse"]),
     default="minmax",
     show_default=True,
     help="How ranges are read from the data.",
