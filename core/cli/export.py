@@ -1,0 +1,82 @@
+"""`burnish export`: a PyTorch model as ONNX, compared with PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import click
+
+from burnish.cli.common import console, emit, json_option, parse_pairs
+
+if TYPE_CHECKING:
+    from burnish.artifact import Artifact
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(),
+              help="An .onnx file, or a folder (an artifact).")  # fmt: skip
+@click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True)
+@click.option("--task", metavar="TASK",
+              help="feature-extraction or text-classification; default: as config.json says.")  # fmt: skip
+@click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
+              help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
+@json_option
+def export(
+    source: str, output: str, opset: int, task: str | None, dims: Mapping[str, str], seed: int,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
+
+    SOURCE is package.module:callable (imported with the current folder on the path; the callable returns
+    (module, example inputs) or (module, example inputs, dynamic)), or a Hugging Face folder with a text
+    encoder or a sequence classifier. Both are run and compared at several sizes of every dynamic dim.
+
+    \b
+    burnish export my_models:build -o model.onnx
+    burnish export ./all-MiniLM-L6-v2 -o minilm.burnish --dim sequence=1:256
+    """
+    ranges = {name: _range(name, text) for name, text in dims.items()}
+    from burnish.api import export as run
+
+    with console(as_json=True).status(f"Exporting {source}"):
+        artifact = run(source, output=output, opset=opset, task=task, ranges=ranges, seed=seed)
+    if as_json:
+        emit({"output": output, "inputs": artifact.manifest.inputs, "outputs": artifact.manifest.outputs,
+              "dims": artifact.manifest.dims, "receipts": artifact.manifest.receipts})  # fmt: skip
+    _report(artifact, output, as_json=as_json)
+
+
+def _range(name: str, text: str) -> tuple[int, int | None]:
+    low, colon, high = text.partition(":")
+    if not (colon and low.isdecimal() and (high.isdecimal() or not high)):
+        raise click.BadParameter(f"{name}={text} is not NAME=MIN:MAX.", param_hint="--dim")
+    return int(low), int(high) if high else None
+
+
+def _report(artifact: Artifact, output: str, *, as_json: bool) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    manifest = artifact.manifest
+    for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for spec in specs:
+            shape = ", ".join(map(str, spec.shape or ()))
+            table.add_row(title, f"{spec.name}: {spec.dtype}[{shape}]")
+    dims = {name: range_ for name, range_ in manifest.dims.items() if name.isidentifier()}
+    for name, allowed in dims.items():
+        table.add_row("dim", f"{name}: {allowed.min} to {allowed.max or 'any size'}")
+    receipt = manifest.receipts[0]
+    sizes = "; ".join(
+        " × ".join(f"{name} {size}" for name, size in assignment.items()) or "its fixed sizes"
+        for assignment in receipt.assignments
+    )
+    table.add_row("nodes", str(receipt.nodes_after))
+    table.add_row("largest error", f"{receipt.max_abs_error:.1e} against PyTorch, at {sizes}")
+    for note in receipt.notes:
+        table.add_row("note", note)
+    out = console(as_json=as_json)
+    out.print(table)
+    out.print(f"Written: {output}", soft_wrap=True)
