@@ -85,6 +85,12 @@ class InputError(BurnishError):
     default_code = "INPUT_INVALID"
 
 
+class SessionError(BurnishError):
+    """A session that cannot do what is asked of it: SESSION_CLOSED, BIND_UNSUPPORTED, EP_OPAQUE."""
+
+    default_code = "SESSION_CLOSED"
+
+
 class CalibrationError(BurnishError):
     """Calibration data that cannot be used: CALIB_*."""
 
@@ -107,6 +113,13 @@ class MissingDependencyError(BurnishError):
     """An optional package that the asked-for feature needs and that is not installed."""
 
     default_code = "DEPENDENCY_MISSING"
+
+
+def shown(name: object, limit: int = 240) -> str:
+    """A name from outside as a message may show it: printable, on one line, bounded in length."""
+    text = str(name)
+    text = text if text.isprintable() else repr(text)[1:-1]
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 :]}"
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
