@@ -1,4 +1,4 @@
-"""The command line: one command a file, imported on use: `burnish --help` loads neither torch nor onnxruntime."""
+"""The command line: one command a file, imported on use (`burnish --help` loads no torch, no onnxruntime)."""
 
 from __future__ import annotations
 
