@@ -1,0 +1,1 @@
+"""The main job on a real model, end to end: export, optimise, quantise, run, measure."""
