@@ -223,7 +223,8 @@ def remove_dead_constants(values: Iterable[ir.Value | None]) -> None:
 
 
 def _take_over(before: ir.Value, after: ir.Value) -> None:
-    after.shape, after.type = before.shape, before.type or after.type
+    after.shape = after.shape if before.shape is None else before.shape
+    after.type = before.type or after.type
     after.metadata_props.update(before.metadata_props)
     before.replace_all_uses_with(after, replace_graph_outputs=True)
     after.name, before.name = before.name, None

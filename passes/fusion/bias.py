@@ -26,19 +26,20 @@ def biased(value: ir.Value | None) -> Biased | None:
     if add is None:
         return None
     for x, bias in either_way(add):
-        if rank(bias) == 1 and is_fixed(bias) and dim(bias, 0) == _last_dim(x):
+        if rank(bias) == 1 and is_fixed(bias) and dim(bias, 0) == last_dim(x):
             return Biased(add, x, bias) if dim(bias, 0) is not None and (rank(x) or 2) > 1 else None
     return None
 
 
-def _last_dim(x: ir.Value | None) -> int | None:
-    """The size of the last axis, read from the weight of a MatMul where the shape does not say it."""
+def last_dim(x: ir.Value | None) -> int | None:
+    """The size of the last axis, read from weights and biases where the shape does not say it."""
     size = dim(x, -1)
     if size is not None:
         return size
     if (product := made_by(x, "MatMul")) is not None:
-        return dim(product.inputs[1], -1) or _last_dim(product.inputs[1])
+        return dim(product.inputs[1], -1) or last_dim(product.inputs[1])
     if (transpose := made_by(x, "Transpose")) is not None:
         order = transpose.attributes.get_ints("perm", [0])  # without it, the axes are reversed
         return dim(transpose.inputs[0], order[-1])
-    return None
+    addition = biased(x)
+    return None if addition is None else dim(addition.bias, 0)
