@@ -15,7 +15,6 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from burnish.api import versions
 from burnish.runtime.threads import plan_threads
 
 Z_95: Final = 1.959964
@@ -53,10 +52,13 @@ class Row(msgspec.Struct, frozen=True):
     """Of the logits of all held-out examples, against torch."""
 
     @classmethod
-    def make(cls, name: str, *, size_mb: float, timed: Timed, base_ms: float, judged: Score) -> Self:
-        """A row from its parts."""
+    def make(
+        cls, name: str, *, size: int, seconds: Sequence[float], base: Sequence[float], judged: Score
+    ) -> Self:
+        """A row from its parts: bytes, seconds of its runs and of those to compare with, and its score."""
+        p50, p90 = (float(np.percentile(seconds, at)) * 1e3 for at in (50, 90))
         return cls(
-            name, size_mb, timed.p50_ms, timed.p90_ms, timed.min_ms, base_ms / timed.p50_ms,
+            name, size / 1e6, p50, p90, min(seconds) * 1e3, float(np.percentile(base, 50)) * 1e3 / p50,
             judged.accuracy, judged.low, judged.high, judged.agreement, judged.max_abs_error,
         )  # fmt: skip
 
@@ -112,6 +114,8 @@ def machine() -> dict[str, Any]:
 
 def all_versions() -> dict[str, str]:
     """Of burnish, Python and every library that took part."""
+    from burnish.api import versions
+
     return {"python": platform.python_version()} | versions(LIBRARIES)
 
 
