@@ -1,19 +1,31 @@
-"""`ir.Model` in and out: load, serialise, describe. The only part of the spine that knows onnx-ir.
+"""`ir.Model` in and out: load, save, serialise, describe. With `weights` the only part that knows onnx-ir.
 
 `burnish.runtime` never imports this module: an application that embeds the runtime has no onnx-ir.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, final
 
+import msgspec
+import onnx
 import onnx_ir as ir
+from google.protobuf.message import DecodeError, EncodeError
 
-from burnish.errors import ModelError
-from burnish.manifest import Dim, DimRange, Manifest, Meaning, TensorSpec
+from burnish.errors import ModelError, shown
+from burnish.files import Data, write_together
+from burnish.graph_check import validate
+from burnish.manifest import Dim, DimRange, FileRecord, Manifest, Meaning, TensorSpec, encode
+from burnish.model_file import read_model_file
+from burnish.reader import record_of, sidecar_path
+from burnish.weights import content, embed, has_external, lay_out, refer, set_folder, weight_bytes
+
+EXTERNAL_THRESHOLD: Final = 1_500_000_000
+"""Bytes of weights from which on they go into a data file; protobuf's limit is 2 GB."""
 
 _TOKENS: Final = re.compile(r"(^|_)(input_)?ids$|tokens?$")
 _MASK: Final = re.compile(r"mask$")
@@ -27,19 +39,28 @@ def copy_model(model: ir.Model) -> ir.Model:
 
 
 def to_bytes(model: ir.Model) -> bytes:
-    """The model as one protobuf, weights inside.
+    """The model as one protobuf, weights inside (external ones too); the same model gives the same bytes.
 
     Raises:
-        ModelError: it is over 2 GB, protobuf's limit (TENSOR_SIZE).
+        ModelError: it is over 2 GB, protobuf's limit (MODEL_SIZE).
     """
-    try:
-        return ir.to_proto(model).SerializeToString()
-    except ValueError as error:
-        raise ModelError(
-            f"The model does not fit into one protobuf: {error}.",
-            "Save it with external data.",
-            code="TENSOR_SIZE",
-        ) from error
+    if has_external(model):
+        model = copy_model(model)
+        embed(model)
+    return _serialise(model)
+
+
+def _serialise(model: ir.Model) -> bytes:
+    inside = weight_bytes(model, external=False)
+    if inside < 2**31:
+        with contextlib.suppress(EncodeError):
+            return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+    name = shown(model.graph.name)
+    raise ModelError(
+        f"Graph '{name}' does not fit into one protobuf: {inside} bytes of its weights are inside.",
+        "Save it with external data: save_model(model, path, manifest, external_threshold=0).",
+        code="MODEL_SIZE",
+    )
 
 
 def node_count(model: ir.Model) -> int:
@@ -128,7 +149,7 @@ def _meaning(value: ir.Value) -> Meaning:
 
 def _table_rows(value: ir.Value, depth: int = 4) -> int | None:
     """Rows of the smallest table that the value indexes by Gather (through Casts and Reshapes)."""
-    rows = []
+    rows: list[int | None] = []
     for node, index in value.uses():
         if node.op_type == "Gather" and index == 1:
             table = node.inputs[0]
@@ -156,10 +177,107 @@ def _all_nodes(model: ir.Model) -> Iterable[ir.Node]:
 
 
 def load_model(path: str | Path) -> ir.Model:
-    """Read an `.onnx` file after checking it; tensors stay memory-mapped until touched.
+    """Read an `.onnx` file after checking it; external tensors stay memory-mapped until touched.
+
+    Nodes in another than topological order, which onnxruntime accepts, are sorted.
 
     Raises:
         ModelError: the file or its graph cannot be used; the code says why.
         ExternalDataError: external data is missing, out of bounds or outside the folder.
     """
-    return ir.load(path)
+    data, file = read_model_file(path)
+    name = shown(path)
+    try:
+        proto = onnx.ModelProto.FromString(data)
+        del data
+        ordered = validate(proto)
+        model: ir.Model = ir.from_proto(proto)
+    except DecodeError as error:
+        raise ModelError(
+            f"{name} does not parse: {error}.", "Copy or export it again.", code="MODEL_PARSE"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # SerdeError is a RuntimeError
+        raise ModelError(
+            f"{name} holds what onnx-ir cannot represent: {_root(error)}.",
+            "Remove it from the model; map types and sparse tensors are not supported.",
+            code="MODEL_UNSUPPORTED",
+        ) from error
+    set_folder(model, file.path.absolute().parent)
+    if not ordered:
+        model.graph.sort()
+        for function in model.functions.values():
+            function.sort()
+    return model
+
+
+def _root(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return shown(f"{type(error).__name__}: {error}")
+
+
+def save_model(
+    model: ir.Model, path: str | Path, manifest: Manifest, *, external_threshold: int = EXTERNAL_THRESHOLD
+) -> None:
+    """Write a plain `.onnx`, with `NAME.burnish.json` beside it, and a data file when it is large.
+
+    The data file is named by its content (`NAME.<sha256>.data`) and written first, so that at every moment
+    the old or the new model can be loaded; data files of earlier versions go last. A model that was loaded
+    from the same path is to be loaded again.
+
+    Args:
+        model: stays as it is.
+        path: of the `.onnx` file.
+        manifest: what the sidecar says; sizes and hashes are filled in.
+        external_threshold: bytes of weights from which on they go into a data file.
+
+    Raises:
+        OutputError: OUTPUT_PATH or DISK_FULL; the previous files are untouched.
+        ModelError: MODEL_SIZE: it is over 2 GB without what can go into a data file.
+    """
+    path = Path(path)
+    files: dict[str | Path, Data] = {}
+    records: dict[str, FileRecord] = {}
+    if weight_bytes(model) < external_threshold:
+        data = to_bytes(model)
+    else:
+        split = Split(model)
+        record = record_of(split.content())
+        location = f"{path.stem}.{record.sha256[:16]}.data"
+        files[path.with_name(location)], records[location] = split.content(), record
+        data = split.to_bytes(location)
+    files[path], records[path.name] = data, record_of([data])
+    files[sidecar_path(path)] = encode(msgspec.structs.replace(manifest, files=records))
+    write_together(files, remove=[old for old in _data_files(path) if old not in files])
+
+
+@final
+class Split:
+    """A model about to be written with its weights in a data file; the model stays as it is."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = copy_model(model)
+        self._places = lay_out(self._model)
+
+    def content(self) -> Iterator[bytes]:
+        """The bytes of the data file, one tensor at a time."""
+        return content(self._places)
+
+    def to_bytes(self, location: str) -> bytes:
+        """The model as one protobuf that refers to the data file `location` beside it.
+
+        Raises:
+            ModelError: it is over 2 GB without the data file (MODEL_SIZE).
+        """
+        embed(self._model, but=self._places)
+        refer(self._places, location)
+        return _serialise(self._model)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Data files that `save_model` wrote for this path."""
+    name = re.compile(re.escape(path.stem) + r"\.[0-9a-f]{16}\.data")
+    try:
+        return sorted(file for file in path.parent.iterdir() if name.fullmatch(file.name))
+    except OSError:
+        return []

@@ -1,0 +1,141 @@
+"""Where the tensors of a model are: inside it, memory-mapped from a data file, or laid out for a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import onnx_ir as ir
+
+SMALLEST_EXTERNAL: Final = 1024
+"""Bytes; smaller tensors stay in the model, as shape inference needs those that are shapes."""
+_PAGE: Final = 4096  # what onnx.proto recommends for offsets, so that a reader can memory-map
+
+
+class Place(NamedTuple):
+    """Where a tensor goes in a data file."""
+
+    offset: int
+    value: ir.Value
+    tensor: ir.TensorProtocol
+
+
+def set_folder(model: ir.Model, folder: Path) -> None:
+    """Say where the data files of a model are (in function bodies too, which `ir.load` leaves out)."""
+
+    def locate(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if isinstance(tensor, ir.ExternalTensor):
+            tensor.base_dir = folder
+        return tensor
+
+    _replace(model, locate)
+
+
+def embed(model: ir.Model, but: Sequence[Place] = ()) -> None:
+    """Replace, in place, external tensors (`but` those) by tensors that hold their memory-mapped values."""
+    kept = {id(place.tensor) for place in but}
+
+    def inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        if not isinstance(tensor, ir.ExternalTensor) or id(tensor) in kept:
+            return tensor
+        return ir.Tensor(
+            tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name,
+            doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
+        )  # fmt: skip
+
+    _replace(model, inside)
+
+
+def has_external(model: ir.Model) -> bool:
+    """True when some tensor of the model is in a data file."""
+    found = False
+
+    def look(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        nonlocal found
+        found = found or isinstance(tensor, ir.ExternalTensor)
+        return tensor
+
+    _replace(model, look)
+    return found
+
+
+def weight_bytes(model: ir.Model, *, external: bool = True) -> int:
+    """Bytes of all initializers, or of those that are not in a data file."""
+    tensors = (value.const_value for value in _initializers(model))
+    return sum(
+        tensor.nbytes
+        for tensor in tensors
+        if tensor is not None and (external or not isinstance(tensor, ir.ExternalTensor))
+    )
+
+
+def lay_out(model: ir.Model) -> list[Place]:
+    """Give each initializer that is large enough a place in a data file, in the order of the graph."""
+    places: list[Place] = []
+    end = 0
+    for value in _initializers(model):
+        tensor = value.const_value
+        if tensor is None or tensor.dtype == ir.DataType.STRING or tensor.nbytes < SMALLEST_EXTERNAL:
+            continue
+        start = -(-end // _PAGE) * _PAGE
+        places.append(Place(start, value, tensor))
+        end = start + tensor.nbytes
+    return places
+
+
+def content(places: Sequence[Place]) -> Iterator[bytes]:
+    """The bytes of a data file, one tensor at a time."""
+    end = 0
+    for place in places:
+        if place.offset > end:
+            yield b"\0" * (place.offset - end)
+        yield place.tensor.tobytes()
+        end = place.offset + place.tensor.nbytes
+
+
+def refer(places: Sequence[Place], location: str) -> None:
+    """Replace, in place, initializers by references to a data file beside the model."""
+    for offset, value, tensor in places:
+        value.const_value = ir.ExternalTensor(
+            location, offset, tensor.nbytes, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()),
+            name=value.name or "", doc_string=tensor.doc_string,
+            metadata_props=dict(tensor.metadata_props),
+        )  # fmt: skip
+
+
+def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
+    todo: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
+    while todo:
+        graph = todo.pop(0)
+        yield graph
+        for attribute in (a for node in graph for a in node.attributes.values() if not a.is_ref()):
+            if attribute.type == ir.AttributeType.GRAPH:
+                todo.append(attribute.as_graph())
+            elif attribute.type == ir.AttributeType.GRAPHS:
+                todo.extend(attribute.as_graphs())
+
+
+def _initializers(model: ir.Model) -> Iterator[ir.Value]:
+    for graph in _graphs(model):
+        if isinstance(graph, ir.Graph):
+            yield from graph.initializers.values()
+
+
+def _replace(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
+    """Put `change(tensor)` in the place of every tensor: of initializers and of attributes."""
+    for value in _initializers(model):
+        if value.const_value is not None:
+            value.const_value = change(value.const_value)
+    for node in (node for graph in _graphs(model) for node in graph):
+        for name, attribute in list(node.attributes.items()):
+            if attribute.is_ref():
+                continue
+            if attribute.type == ir.AttributeType.TENSOR:
+                before = attribute.as_tensor()
+                after = change(before)
+                if after is not before:
+                    node.attributes[name] = ir.AttrTensor(name, after, doc_string=attribute.doc_string)
+            elif attribute.type == ir.AttributeType.TENSORS:
+                tensors = [change(tensor) for tensor in attribute.as_tensors()]
+                node.attributes[name] = ir.AttrTensors(name, tensors, doc_string=attribute.doc_string)
