@@ -10,6 +10,7 @@ from typing import Protocol, TypeAlias, final, runtime_checkable
 from burnish.errors import ModelError
 from burnish.manifest import Manifest
 from burnish.model_file import check_model_file
+from burnish.reader import sidecar_path
 
 
 @runtime_checkable
@@ -81,7 +82,8 @@ def _from_artifact(artifact: ArtifactLike) -> Opened:
 
 
 def _from_path(path: Path) -> Opened:
-    if path.is_dir():
+    """The manifest is the folder's, or that beside a plain file; without one, the graph alone is known."""
+    if path.is_dir() or sidecar_path(path).is_file():
         from burnish.artifact import Artifact
 
         return _from_artifact(Artifact.open(path))
