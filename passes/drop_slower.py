@@ -15,7 +15,7 @@ import onnx_ir as ir
 from burnish.errors import BurnishError
 from burnish.model import copy_model
 from burnish.passes.base import Arrays, Context, Numerics, Pass
-from burnish.passes.fusion.unfuse import SIMPLE, Draft, Inverse, is_used
+from burnish.passes.fusion.unfuse import SIMPLE, Draft, Inverse, is_used, type_of
 from burnish.passes.fusion.unfuse_attention import ATTENTION
 from burnish.passes.matching import Scope, is_fixed, scopes
 
@@ -153,33 +153,28 @@ class _Bench:
     def _region(self, node: ir.Node) -> ir.Model:
         """A model of that node alone: constants stay constants, the rest are inputs."""
         values = {value: self._input(value) for value in node.inputs if value is not None}
-        clone = ir.Node(
-            node.domain,
-            node.op_type,
-            [None if value is None else values[value] for value in node.inputs],
-            list(node.attributes.values()),
-            num_outputs=len(node.outputs),
-        )
-        outputs = [output for output, old in zip(clone.outputs, node.outputs, strict=True) if is_used(old)]
-        dtype = node.outputs[0].dtype or next(iter(values.values())).dtype
-        for at, output in enumerate(clone.outputs):
-            output.name, output.dtype = f"output_{at}" if output in outputs else "", dtype
+        inputs = [None if value is None else values[value] for value in node.inputs]
+        attributes, count = list(node.attributes.values()), len(node.outputs)
+        clone = ir.Node(node.domain, node.op_type, inputs, attributes, num_outputs=count)
+        for at, (output, old) in enumerate(zip(clone.outputs, node.outputs, strict=True)):
+            output.name = f"output_{at}" if is_used(old) else ""
+            kind = type_of(node)
+            output.type = None if kind is None else ir.TensorType(kind)
         graph = ir.Graph(
             [value for value in values.values() if value.const_value is None],
-            outputs,
+            [output for output in clone.outputs if output.name],
             nodes=[clone],
             initializers=[value for value in values.values() if value.const_value is not None],
-            opset_imports=self.model.graph.opset_imports,
+            opset_imports=dict(self.model.graph.opset_imports),
             name="region",
         )
         return ir.Model(graph, ir_version=self.model.ir_version)
 
     def _input(self, value: ir.Value) -> ir.Value:
-        if _is_constant(value):
-            tensor = ir.convenience.get_const_tensor(value)
-            shape, dtype = (None, None) if tensor is None else (tensor.shape, tensor.dtype)
-        else:
-            array, tensor = self.arrays[value.name or ""], None
+        tensor = ir.convenience.get_const_tensor(value) if _is_constant(value) else None
+        if tensor is None:
+            array = self.arrays[value.name or ""]
             shape, dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
-        kind = None if dtype is None else ir.TensorType(dtype)
-        return ir.Value(name=value.name, shape=shape, type=kind, const_value=tensor)
+        else:
+            shape, dtype = ir.Shape(tensor.shape.numpy()), tensor.dtype
+        return ir.Value(name=value.name, shape=shape, type=ir.TensorType(dtype), const_value=tensor)

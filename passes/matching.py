@@ -164,7 +164,7 @@ def shape_of(value: ir.Value | None) -> ir.Shape | None:
     if value is None or value.shape is not None:
         return None if value is None else value.shape
     tensor = ir.convenience.get_const_tensor(value)
-    return None if tensor is None else ir.Shape(tensor.shape)
+    return None if tensor is None else ir.Shape(tensor.shape.numpy())
 
 
 def rank(value: ir.Value | None) -> int | None:

@@ -115,7 +115,7 @@ def _folded(norm: ir.Node, linear: ir.Node) -> tuple[_Array, _Array] | None:
 
 def _fold_conv(_: ir.Node, weight: _Array, factor: _Array) -> _Array:
     """Weight [out, in / group, ...]."""
-    return weight * factor.reshape(-1, *[1] * (weight.ndim - 1))
+    return np.asarray(weight * factor.reshape(-1, *[1] * (weight.ndim - 1)))
 
 
 def _fold_conv_transpose(node: ir.Node, weight: _Array, factor: _Array) -> _Array:
@@ -123,12 +123,13 @@ def _fold_conv_transpose(node: ir.Node, weight: _Array, factor: _Array) -> _Arra
     group = node.attributes.get_int("group", 1)
     split = weight.reshape(group, -1, *weight.shape[1:])
     by = factor.reshape(group, 1, -1, *[1] * (weight.ndim - 2))
-    return (split * by).reshape(weight.shape)
+    return np.asarray(split * by).reshape(weight.shape)
 
 
 def _fold_gemm(node: ir.Node, weight: _Array, factor: _Array) -> _Array:
     """Weight [in, out], or [out, in] with transB."""
-    return weight * (factor[:, None] if node.attributes.get_int("transB", 0) else factor)
+    transposed = node.attributes.get_int("transB", 0)
+    return np.asarray(weight * (factor[:, None] if transposed else factor))
 
 
 _FOLDS: Final[dict[str, Callable[[ir.Node, _Array, _Array], _Array]]] = {

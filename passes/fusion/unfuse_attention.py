@@ -96,7 +96,8 @@ def _sizes(node: ir.Node) -> list[int] | None:
 
 def _refuse_standard(node: ir.Node, _: int) -> str | None:
     attributes, (query, key) = node.attributes, node.inputs[:2]
-    if attributes.get_int("is_causal", 0) or attributes.get_float("softcap", 0.0):
+    softcap = attributes.get_float("softcap", 0.0)
+    if attributes.get_int("is_causal", 0) or softcap:
         return "it is causal or caps its scores"
     if any(input_of(node, position) is not None for position in range(4, len(node.inputs))):
         return "it has past keys and values"
