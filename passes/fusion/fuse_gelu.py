@@ -17,6 +17,7 @@ from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.fusion.polynomial import ARITHMETIC, Polynomial, Powers, read_polynomial
 from burnish.passes.matching import CONTRIB, Scope, obstacle, scalar, scopes
 
+_OPSET: Final = 20  # Gelu is standard from here on
 _TANH_FACTOR: Final = math.sqrt(2.0 / math.pi)
 _HALF: Final[Mapping[Powers, float]] = {(1, 0): 0.5, (1, 1): 0.5}  # x/2 + x·t/2
 _PRODUCT: Final[Mapping[Powers, float]] = {(1, 1): 1.0}  # x·t
@@ -28,10 +29,17 @@ class _Form:
     """One way to write an activation: outer(x, t) with t = function(inner(x))."""
 
     function: str
-    inner: Mapping[Powers, float]
+    inner: Mapping[Powers, float] | None
+    """None: x times any number (alpha)."""
     outer: Mapping[Powers, float]
-    approximate: str
     contrib: str
+    approximate: str | None = None
+    """Attribute of the standard Gelu that is the same; None where there is none."""
+
+    def fits(self, inner: Polynomial, dtype: ir.DataType | None) -> bool:
+        if self.inner is None:
+            return inner.terms.keys() == {(1,)}
+        return inner.is_close(self.inner, dtype)
 
 
 def _cubic(factor: float) -> Mapping[Powers, float]:
@@ -39,10 +47,11 @@ def _cubic(factor: float) -> Mapping[Powers, float]:
 
 
 _FORMS: Final = (
-    _Form("Erf", {(1,): math.sqrt(0.5)}, _HALF, "none", "Gelu"),
-    _Form("Tanh", _cubic(_TANH_FACTOR), _HALF, "tanh", "FastGelu"),
+    _Form("Erf", {(1,): math.sqrt(0.5)}, _HALF, "Gelu", "none"),
+    _Form("Tanh", _cubic(_TANH_FACTOR), _HALF, "FastGelu", "tanh"),
     # (1 + tanh(u)) / 2 = sigmoid(2u)
-    _Form("Sigmoid", _cubic(2.0 * _TANH_FACTOR), _PRODUCT, "tanh", "FastGelu"),
+    _Form("Sigmoid", _cubic(2.0 * _TANH_FACTOR), _PRODUCT, "FastGelu", "tanh"),
+    _Form("Sigmoid", None, _PRODUCT, "QuickGelu"),
 )
 
 
@@ -50,12 +59,10 @@ _FORMS: Final = (
 @dataclasses.dataclass(frozen=True)
 class _Match:
     x: ir.Value
-    root: ir.Node
+    form: _Form
+    inner: Polynomial
     nodes: tuple[ir.Node, ...]
-    """All nodes of the pattern, `root` last."""
-    form: _Form | None
-    """None: x * sigmoid(alpha x)."""
-    alpha: float = 1.0
+    """All nodes of the pattern; the last one makes the result."""
 
 
 @final
@@ -85,53 +92,58 @@ def _fuse(function: ir.Node, scope: Scope, context: Context) -> bool:
     found = _match(function, context)
     if found is None:
         return False
-    result = found.root.outputs[0]
-    new = _emit(found, scope, context)
-    why = new if isinstance(new, str) else obstacle(found.nodes, [result])
+    last = found.nodes[-1]
+    why = _refusal(found, scope, context) or obstacle(found.nodes, last.outputs)
     if why is not None:
         context.miss(function, why)
-    if why is not None or isinstance(new, str) or not context.permit(found.root):
         return False
-    scope.replace(found.nodes, [new], {result: new.outputs[0]}, FuseGelu.name)
+    if not context.permit(last):
+        return False
+    new = _emit(found, scope)
+    scope.replace(found.nodes, [new], {last.outputs[0]: new.outputs[0]}, FuseGelu.name)
     return True
-
-
-def _emit(found: _Match, scope: Scope, context: Context) -> ir.Node | str:
-    """The fused node, or why there is none for this target."""
-    if found.form is not None and scope.opset >= 20:
-        return ir.node("Gelu", [found.x], {"approximate": found.form.approximate})
-    op_type = "QuickGelu" if found.form is None else found.form.contrib
-    if not context.target.has_kernel(CONTRIB, op_type):
-        standard = "" if found.form is None else f" and opset {scope.opset} has no standard Gelu"
-        return f"target {context.target.name} has no {CONTRIB}::{op_type}{standard}"
-    if found.x.dtype == ir.DataType.DOUBLE:
-        return f"{CONTRIB}::{op_type} does not take float64"
-    attributes = {"alpha": found.alpha} if found.form is None else {}
-    return ir.node(op_type, [found.x], attributes, domain=CONTRIB)
 
 
 def _match(function: ir.Node, context: Context) -> _Match | None:
     argument, t = function.inputs[0], function.outputs[0]
-    if argument is None:
-        return None
-    for x in _operands(argument):
-        inner = read_polynomial(argument, [x])
-        if inner is None:
+    for x in () if argument is None else _operands(argument):
+        inner = None if argument is None else read_polynomial(argument, [x])
+        form = None if inner is None else _form(function, inner, x.dtype)
+        if inner is None or form is None:
             continue
-        for form in _FORMS:
-            if form.function == function.op_type and inner.is_close(form.inner, x.dtype):
-                outer = _outer(x, t, form.outer)
-                if outer is None:
-                    context.miss(function, "looks like GELU inside, but not around it")
-                    return None
-                nodes = (*inner.nodes, function, *outer.nodes)
-                return _Match(x, outer.nodes[-1], nodes, form)
-        if function.op_type == "Sigmoid" and inner.terms.keys() == {(1,)}:
-            outer = _outer(x, t, _PRODUCT)
-            if outer is not None:
-                nodes = (*inner.nodes, function, *outer.nodes)
-                return _Match(x, outer.nodes[-1], nodes, None, alpha=inner.terms[(1,)])
+        outer = _outer(x, t, form.outer)
+        if outer is not None:
+            return _Match(x, form, inner, (*inner.nodes, function, *outer.nodes))
+        if form.inner is not None:
+            context.miss(function, "looks like GELU inside, but not around it")
     return None
+
+
+def _form(function: ir.Node, inner: Polynomial, dtype: ir.DataType | None) -> _Form | None:
+    forms = (form for form in _FORMS if form.function == function.op_type)
+    return next((form for form in forms if form.fits(inner, dtype)), None)
+
+
+def _is_standard(form: _Form, scope: Scope) -> bool:
+    return form.approximate is not None and scope.opset >= _OPSET
+
+
+def _refusal(found: _Match, scope: Scope, context: Context) -> str | None:
+    form, op_type = found.form, f"{CONTRIB}::{found.form.contrib}"
+    if _is_standard(form, scope):
+        return None
+    if not context.target.has_kernel(CONTRIB, form.contrib):
+        lack = f" and opset {scope.opset} has no standard Gelu" if form.approximate else ""
+        return f"target {context.target.name} has no {op_type}{lack}"
+    return f"{op_type} does not take float64" if found.x.dtype == ir.DataType.DOUBLE else None
+
+
+def _emit(found: _Match, scope: Scope) -> ir.Node:
+    form = found.form
+    if _is_standard(form, scope):
+        return ir.node("Gelu", [found.x], {"approximate": form.approximate})
+    attributes = {"alpha": found.inner.terms[(1,)]} if form.inner is None else {}
+    return ir.node(form.contrib, [found.x], attributes, domain=CONTRIB)
 
 
 def _operands(value: ir.Value) -> Iterator[ir.Value]:

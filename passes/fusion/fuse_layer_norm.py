@@ -123,14 +123,11 @@ def _core(mean: ir.Node) -> _Core | None:
     center = mean.outputs[0]
     subtractions = [node for node in users(center, "Sub") if node.inputs[0] is x and node.inputs[1] is center]
     deviations = tuple(node.outputs[0] for node in subtractions)
-    for nodes in (nodes for deviation in deviations for nodes in _variances(deviation)):
-        if _axes(nodes[-1]) != axes:
-            continue
-        for add, epsilon in _epsilons(nodes[-1].outputs[0]):
-            for last, inverted in _roots(add.outputs[0]):
-                inner = (mean, *subtractions, *nodes, add, *last)
-                root = last[-1].outputs[0]
-                return _Core(x, center, axes, epsilon, deviations, root, inverted, inner)
+    for square in (square for deviation in deviations for square in _squares(deviation)):
+        for nodes, epsilon, inverted in _roots(square, axes):
+            inner = (mean, *subtractions, square, *nodes)
+            root = nodes[-1].outputs[0]
+            return _Core(x, center, axes, epsilon, deviations, root, inverted, inner)
     return None
 
 
@@ -145,34 +142,30 @@ def _axes(node: ir.Node) -> tuple[int, ...] | None:
     return None if array is None or not array.size else tuple(map(int, array.reshape(-1)))
 
 
-def _variances(deviation: ir.Value) -> Iterator[tuple[ir.Node, ...]]:
-    """Square, then ReduceMean."""
+def _squares(deviation: ir.Value) -> list[ir.Node]:
     powers = [n for n in users(deviation, "Pow") if scalar(n.inputs[1]) == 2.0]
-    products = [n for n in users(deviation, "Mul") if n.inputs[0] is n.inputs[1]]
-    for square in powers + products:
-        for mean in users(square.outputs[0], "ReduceMean"):
-            yield square, mean
+    return powers + [n for n in users(deviation, "Mul") if n.inputs[0] is n.inputs[1]]
 
 
-def _epsilons(variance: ir.Value) -> Iterator[tuple[ir.Node, float]]:
-    for add in users(variance, "Add"):
-        for operand, other in either_way(add):
-            epsilon = scalar(other)
-            if operand is variance and epsilon is not None and epsilon >= 0.0:
-                yield add, epsilon
+def _roots(square: ir.Node, axes: tuple[int, ...]) -> Iterator[tuple[tuple[ir.Node, ...], float, bool]]:
+    """ReduceMean, Add and what makes sqrt(variance + epsilon), or its inverse (True)."""
+    means = [n for n in users(square.outputs[0], "ReduceMean") if _axes(n) == axes]
+    for mean, add in ((n, add) for n in means for add in users(n.outputs[0], "Add")):
+        numbers = [scalar(value) for value in add.inputs]
+        epsilon = next((number for number in numbers if number is not None), -1.0)
+        if epsilon >= 0.0:
+            for nodes, inverted in _root(add.outputs[0]):
+                yield (mean, add, *nodes), epsilon, inverted
 
 
-def _roots(value: ir.Value) -> Iterator[tuple[tuple[ir.Node, ...], bool]]:
-    """The nodes that make sqrt(value), or its inverse (True)."""
+def _root(value: ir.Value) -> Iterator[tuple[tuple[ir.Node, ...], bool]]:
     for power in users(value, "Pow"):
         exponent = scalar(power.inputs[1])
         if exponent in (0.5, -0.5):
             yield (power,), exponent == -0.5
     for root in users(value, "Sqrt"):
-        for inverse in users(root.outputs[0], "Reciprocal"):
-            yield (root, inverse), True
-        for inverse in users(root.outputs[0], "Div"):
-            if close(scalar(inverse.inputs[0]), 1.0) and inverse.inputs[1] is root.outputs[0]:
+        for inverse in (*users(root.outputs[0], "Reciprocal"), *users(root.outputs[0], "Div")):
+            if inverse.op_type == "Reciprocal" or close(scalar(inverse.inputs[0]), 1.0):
                 yield (root, inverse), True
         yield (root,), False
 
@@ -197,10 +190,10 @@ def _plain(core: _Core) -> _Match | None:
 
 def _with_bias(found: _Match) -> _Match:
     result = found.nodes[-1].outputs[0]
-    for add in users(result, "Add", only=True):
-        for operand, other in either_way(add):
-            if operand is result and _is_vector(other, found.core.x):
-                return dataclasses.replace(found, nodes=(*found.nodes, add), bias=other)
+    adds = users(result, "Add", only=True)
+    for operand, other in (pair for add in adds for pair in either_way(add)):
+        if operand is result and _is_vector(other, found.core.x):
+            return dataclasses.replace(found, nodes=(*found.nodes, *adds), bias=other)
     return found
 
 
