@@ -14,13 +14,13 @@ import numpy as np
 
 import burnish
 from burnish.benchmarks import peer_runner
+from burnish.benchmarks.measure import interleave
 from burnish.checking import DifferentialChecker
 from burnish.errors import BurnishError
 from burnish.feeds import make_feeds
 from burnish.model import node_count
 from burnish.passes.base import Numerics
 from burnish.runtime.session import Session
-from burnish.runtime.timing import interleave
 from burnish.sources import Source, open_source
 
 TOOLS: Final = ("OnnxSlim", "onnxsim", "onnxscript optimize_for_ort", "onnxruntime EXTENDED")
