@@ -91,8 +91,11 @@ class Context:
     rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
     misses: list[Miss] = dataclasses.field(default_factory=list)
 
-    def permit(self, where: ir.Node | ir.Value) -> bool:
-        """Ask for leave to make one more rewrite at `where`; the call counts it when it says True."""
+    def permit(self, where: ir.Node | ir.Value | str) -> bool:
+        """Ask for leave to make one more rewrite at `where`; the call counts it when it says True.
+
+        `where` is a name for what is neither a node nor a value, such as a function.
+        """
         if self.limit is not None and len(self.rewrites) >= self.limit:
             return False
         self.rewrites.append(Rewrite(*_place(where)))
@@ -103,7 +106,9 @@ class Context:
         self.misses.append(Miss(_place(where)[0], why))
 
 
-def _place(where: ir.Node | ir.Value) -> tuple[str, str]:
+def _place(where: ir.Node | ir.Value | str) -> tuple[str, str]:
+    if isinstance(where, str):
+        return where, where
     if isinstance(where, ir.Value):
         return where.name or "?", where.name or "?"
     value = where.outputs[0].name if where.outputs else None

@@ -17,6 +17,11 @@ PASSES: Final[dict[str, str]] = {
     "eliminate-common-subexpressions":
         "burnish.passes.cleanup.eliminate_common_subexpressions:EliminateCommonSubexpressions",
     "simplify-shapes": "burnish.passes.cleanup.simplify_shapes:SimplifyShapes",
+    "simplify-indices": "burnish.passes.cleanup.simplify_indices:SimplifyIndices",
+    "merge-reshapes": "burnish.passes.cleanup.merge_reshapes:MergeReshapes",
+    "remove-expand": "burnish.passes.cleanup.remove_expand:RemoveExpand",
+    "remove-no-op": "burnish.passes.cleanup.remove_no_op:RemoveNoOp",
+    "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",

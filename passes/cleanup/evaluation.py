@@ -1,0 +1,43 @@
+"""The value of a node whose inputs are all constant, from onnx's reference evaluator."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from burnish.passes.shapes import tensor_of
+
+
+def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:
+    """One array for each output (None for an absent one); None when the node cannot be evaluated.
+
+    The node has no bodies, no reference attributes, and only constant inputs.
+    """
+    proto = ir.to_proto(node)
+    arrays = {}
+    for value in node.inputs:
+        tensor = None if value is None else tensor_of(value)
+        if value is not None and tensor is not None and value.name:
+            arrays[value.name] = tensor.numpy()
+    names = [name for name in proto.output if name]
+    graph = onnx.helper.make_graph(
+        [proto],
+        "fold",
+        [onnx.helper.make_empty_tensor_value_info(name) for name in arrays],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in names],
+    )
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = ReferenceEvaluator(graph, opsets={"": opset}).run(None, arrays)
+    except Exception:  # noqa: BLE001 - the evaluator raises whatever numpy does
+        return None
+    if not all(isinstance(result, np.ndarray | np.generic) for result in found):
+        return None
+    results = dict(zip(names, map(np.asarray, found), strict=True))
+    return [results.get(name) for name in proto.output]

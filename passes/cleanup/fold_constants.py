@@ -1,0 +1,196 @@
+"""op(constant, ...)  ->  constant;   Constant  ->  initializer;   If(constant)  ->  its branch"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Sequence
+from typing import ClassVar, Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_op
+from burnish.passes.cleanup.evaluation import evaluate
+from burnish.passes.cleanup.inline_branch import inline_branch
+from burnish.passes.editing import Editor
+from burnish.passes.shapes import Fact, Shapes, tensor_of
+
+_NEVER: Final = frozenset(
+    {
+        "Bernoulli", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial", "QuantizeLinear",
+        "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
+    }
+)  # fmt: skip
+# What numpy does at the speed of memory; anything else is evaluated by slow reference code.
+_FAST: Final = frozenset(
+    {
+        "Add", "Cast", "Concat", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape",
+        "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    }
+)  # fmt: skip
+_SLOW_LIMIT: Final = 1 << 20
+# Their result is never larger than their input, but its size depends on the values.
+_DATA_DEPENDENT: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FoldConstants(Pass):
+    """Compute what does not depend on the inputs; make Constant nodes initializers.
+
+    Also: an If whose condition is constant becomes its branch, and a CastLike to a known dtype becomes a Cast
+    or goes.
+
+    Kept: what would make the model grow by more than `max_bytes`; QuantizeLinear and DequantizeLinear (the
+    weights would leave int8); random operators; Constant nodes in functions, which cannot hold initializers,
+    and in models older than IR version 4. A folded output of the graph becomes a Constant node.
+    """
+
+    name: ClassVar[str] = "fold-constants"
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING  # numpy's exp is not onnxruntime's
+
+    max_bytes: int = 65536
+    """Bytes that one folded node may add to the model, after what only it used is gone."""
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        """Return how many nodes were folded, made initializers, inlined or made a Cast."""
+        before = len(context.rewrites)
+        folder = _Folder(self.max_bytes, model, context)
+        while folder.run():  # an inlined branch may tell more of what comes after it
+            folder = _Folder(self.max_bytes, model, context)
+        folder.report()
+        return len(context.rewrites) - before
+
+
+@final
+class _Folder:
+    """One round over all graphs."""
+
+    def __init__(self, max_bytes: int, model: ir.Model, context: Context) -> None:
+        self._max_bytes, self._model, self._context = max_bytes, model, context
+        self._editor, self._shapes = Editor(model), Shapes(model)
+        self._misses: list[tuple[ir.Node, str]] = []
+
+    def report(self) -> None:
+        """Tell the context what was not folded, and why."""
+        for node, why in self._misses:
+            self._context.miss(node, why)
+
+    def run(self) -> bool:
+        """True when something changed."""
+        before = len(self._context.rewrites)
+        for graph in all_graphs(self._model):
+            todo = deque(graph)
+            while todo:
+                node = todo.popleft()
+                if node.graph is not None and not _is_templated(node):
+                    todo.extendleft(reversed(self._visit(node)))
+        return len(self._context.rewrites) > before
+
+    def _visit(self, node: ir.Node) -> Sequence[ir.Node]:
+        """Rewrite a node if it can be; return the nodes that came in its place and need a visit."""
+        if is_op(node, "Constant"):
+            self._to_initializer(node)
+        elif is_op(node, "If"):
+            return inline_branch(node, self._editor, self._context)
+        elif is_op(node, "CastLike"):
+            return self._settle_cast_like(node)
+        elif self._is_foldable(node) and self._pays(node):
+            self._fold(node)
+        return ()
+
+    def _to_initializer(self, node: ir.Node) -> None:
+        value, tensor = node.outputs[0], tensor_of(node.outputs[0])
+        if tensor is None or value.is_graph_output() or not self._editor.holds_initializers(node.graph):
+            return
+        if value.name and self._context.permit(node):
+            name, value.name = value.name, None
+            constant = self._editor.initializer(name, tensor)
+            constant.metadata_props.update(value.metadata_props)
+            self._editor.replace(value, constant)
+
+    def _settle_cast_like(self, node: ir.Node) -> Sequence[ir.Node]:
+        source, like = node.inputs[0], self._shapes[node.inputs[1]].dtype
+        if like is None or source is None:
+            return ()
+        result = node.outputs[0]
+        if self._shapes[source].dtype == like and self._editor.can_replace(result, source):
+            if self._context.permit(node):
+                self._editor.replace(result, source)
+            return ()
+        if not self._context.permit(node):
+            return ()
+        kept = {name: attribute.value for name, attribute in node.attributes.items()}
+        cast = self._editor.renew(node, "Cast", [source], to=int(like), **kept)
+        self._shapes.add(cast)
+        return [cast]
+
+    def _is_foldable(self, node: ir.Node) -> bool:
+        if node.domain or node.op_type in _NEVER or any(bodies(node)):
+            return False
+        if is_op(node, "Dropout") and len(node.inputs) > 2:
+            return False
+        present = [value for value in node.inputs if value is not None]
+        return bool(present) and all(tensor_of(value) is not None for value in present)
+
+    def _pays(self, node: ir.Node) -> bool:
+        """True when the result is small enough beside what goes; says why when it is not."""
+        facts = [self._shapes[value] for value in node.outputs]
+        read = sum(tensor.nbytes for tensor in map(_tensor, node.inputs) if tensor is not None)
+        if node.op_type not in _FAST and read > _SLOW_LIMIT:
+            self._misses.append((node, f"{read} constant bytes are too many for {node.op_type} to be folded"))
+            return False
+        made = None if node.op_type in _DATA_DEPENDENT else _bytes(facts)
+        if made is None and node.op_type not in _DATA_DEPENDENT:
+            return False
+        growth = (made or 0) - sum(_freed(value, node) for value in dict.fromkeys(node.inputs))
+        if growth > self._max_bytes:
+            self._misses.append((node, f"folding adds {growth} bytes, more than max_bytes={self._max_bytes}"))
+            return False
+        return True
+
+    def _fold(self, node: ir.Node) -> None:
+        arrays = evaluate(node, self._shapes.opset(node))
+        if arrays is None or not all(map(self._fits, node.outputs, arrays)):
+            self._misses.append((node, f"{node.op_type} could not be evaluated"))
+            return
+        if not self._context.permit(node):
+            return
+        for value, array in zip(node.outputs, arrays, strict=True):
+            if array is not None and (value.uses() or value.is_graph_output()):
+                self._editor.become_constant(value, node, array)
+        self._editor.sweep(node.outputs)
+
+    def _fits(self, value: ir.Value, array: np.ndarray | None) -> bool:
+        fact, used = self._shapes[value], bool(value.uses()) or value.is_graph_output()
+        if array is None:
+            return not used
+        return fact.dtype is None or ir.DataType.from_numpy(array.dtype) == fact.dtype
+
+
+def _is_templated(node: ir.Node) -> bool:
+    return any(attribute.is_ref() for attribute in node.attributes.values())
+
+
+def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    return None if value is None else tensor_of(value)
+
+
+def _bytes(facts: Sequence[Fact]) -> int | None:
+    """Bytes of outputs whose shapes and dtypes are known; None when one is not, or is no plain tensor."""
+    total = 0
+    for fact in facts:
+        if fact.static is None or fact.dtype is None or fact.dtype == ir.DataType.STRING:
+            return None
+        if fact.dtype.bitwidth < 8:
+            return None
+        total += int(np.prod(fact.static, dtype=np.float64)) * fact.dtype.bitwidth // 8
+    return total
+
+
+def _freed(value: ir.Value | None, node: ir.Node) -> int:
+    tensor = _tensor(value)
+    if value is None or tensor is None or value.is_graph_output():
+        return 0
+    return tensor.nbytes if all(user is node for user in value.consumers()) else 0

@@ -1,0 +1,216 @@
+"""Reshape(Unsqueeze(x))  ->  Reshape(x);   Transpose(Transpose(x))  ->  Transpose(x)"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import ClassVar, Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
+from burnish.passes.cleanup.reshape_target import constant_target
+from burnish.passes.dims import product
+from burnish.passes.editing import Editor
+from burnish.passes.shape_rules import transpose_perm
+from burnish.passes.shapes import Call, Shape, Shapes
+
+_RESHAPES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+_FIRST_OPSET_WITH_AXES_INPUT: Final = 13
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class MergeReshapes(Pass):
+    """Let a chain of operators that only rearrange be one.
+
+    - Reshape, Flatten, Squeeze and Unsqueeze in a row become one of them, or nothing;
+    - Transposes in a row become one, or nothing;
+    - a Transpose between two Reshapes that merge dims and split the same ones again becomes one Transpose of
+      all of them (the exporter writes a key transpose like that).
+
+    Kept: a chain whose result has more than one size that is neither known nor copied; a Transpose whose
+    result is used elsewhere too, as merging it would save nothing.
+    """
+
+    name: ClassVar[str] = "merge-reshapes"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        """Return how many chains were shortened."""
+        before = len(context.rewrites)
+        while _Merger(model, context).run():  # a merged chain may be part of a longer one
+            pass
+        return len(context.rewrites) - before
+
+
+@final
+class _Merger:
+    def __init__(self, model: ir.Model, context: Context) -> None:
+        self._model, self._context = model, context
+        self._editor, self._shapes = Editor(model), Shapes(model)
+
+    def run(self) -> bool:
+        """Visit every node once; True when something changed."""
+        before = len(self._context.rewrites)
+        for graph in all_graphs(self._model):
+            for node in list(graph):
+                if node.graph is None or any(attribute.is_ref() for attribute in node.attributes.values()):
+                    continue
+                if is_op(node, "Transpose"):
+                    self._merge_transposes(node)
+                elif _is_reshape(node) and not self._merge_through_transpose(node):
+                    self._merge_reshapes(node)
+        return len(self._context.rewrites) > before
+
+    def _merge_transposes(self, node: ir.Node) -> None:
+        inner = _maker(node, "Transpose")
+        perms = None if inner is None else (self._perm(inner), self._perm(node))
+        if inner is None or perms is None or perms[0] is None or perms[1] is None or inner.inputs[0] is None:
+            return
+        perm = [perms[0][axis] for axis in perms[1]]
+        if perm == sorted(perm):
+            if self._editor.can_replace(node.outputs[0], inner.inputs[0]) and self._context.permit(node):
+                self._editor.replace(node.outputs[0], inner.inputs[0])
+        elif _feeds_only(inner, node) and self._context.permit(node):
+            self._renew(node, "Transpose", [inner.inputs[0]], perm=perm)
+
+    def _perm(self, node: ir.Node) -> tuple[int, ...] | None:
+        if "perm" in node.attributes:
+            return tuple(node.attributes["perm"].as_ints())
+        rank = self._shapes[node.inputs[0]].rank
+        return None if rank is None else transpose_perm(node, rank)
+
+    def _merge_through_transpose(self, node: ir.Node) -> bool:
+        transpose = _maker(node, "Transpose")
+        first = None if transpose is None else _maker(transpose, *_RESHAPES)
+        if transpose is None or first is None or first.inputs[0] is None:
+            return False
+        perm, groups = self._perm(transpose), self._groups(first)
+        source, result = self._shapes[first.inputs[0]].shape, self._shapes[node.outputs[0]].shape
+        if perm is None or groups is None or source is None:
+            return False
+        order = [axis for group in perm for axis in groups[group]]
+        if tuple(source[axis] for axis in order) != result or not _feeds_only(first, transpose):
+            return False
+        if not _feeds_only(transpose, node) or not self._context.permit(node):
+            return False
+        self._renew(node, "Transpose", [first.inputs[0]], perm=order)
+        return True
+
+    def _groups(self, node: ir.Node) -> list[list[int]] | None:
+        """For each dim of a Reshape's result the dims of its input that it is the product of."""
+        source, result = self._shapes[node.inputs[0]].shape, self._shapes[node.outputs[0]].shape
+        if not source or not result:
+            return None
+        groups, axis = [], 0
+        for dim in result:
+            group: list[int] = []
+            while product(source[each] for each in group) != dim or not group:
+                if axis == len(source):
+                    return None
+                group.append(axis)
+                axis += 1
+            groups.append(group)
+        return groups if axis == len(source) else None
+
+    def _merge_reshapes(self, node: ir.Node) -> None:
+        for root in _roots(node):
+            if self._express(node, root):
+                return
+        inner = _maker(node, "Squeeze", "Unsqueeze")
+        source = None if inner is None or not self._undoes(node, inner) else inner.inputs[0]
+        if source is None or not self._editor.can_replace(node.outputs[0], source):
+            return
+        if self._context.permit(node):
+            self._editor.replace(node.outputs[0], source)
+
+    def _undoes(self, node: ir.Node, inner: ir.Node) -> bool:
+        """Squeeze and Unsqueeze of the same axes, which works without knowing a rank."""
+        axes = self._call(node).ints("axes", 1)
+        return (
+            inner.op_type != node.op_type and axes is not None and axes == self._call(inner).ints("axes", 1)
+        )
+
+    def _call(self, node: ir.Node) -> Call:
+        facts = [self._shapes[value] for value in node.inputs]
+        return Call(node, facts, self._shapes.opset(node), self._shapes)
+
+    def _express(self, node: ir.Node, root: ir.Value) -> bool:
+        """Compute the result of a chain from `root` directly, if one operator can."""
+        source, result = self._shapes[root].shape, self._shapes[node.outputs[0]].shape
+        if source is None or result is None:
+            return False
+        if source == result:
+            if not self._editor.can_replace(node.outputs[0], root) or not self._context.permit(node):
+                return False
+            self._editor.replace(node.outputs[0], root)
+            return True
+        added, dropped = added_ones(source, result), added_ones(result, source)
+        target = constant_target(source, result)
+        if (added is None and dropped is None and target is None) or not self._context.permit(node):
+            return False
+        if added is not None or dropped is not None:
+            self._set_axes(node, root, added, dropped)
+        else:
+            vector = self._editor.constant(
+                node, f"{node.outputs[0].name}_shape", np.array(target, dtype=np.int64)
+            )
+            self._renew(node, "Reshape", [root, vector])
+        return True
+
+    def _set_axes(
+        self, node: ir.Node, root: ir.Value, added: list[int] | None, dropped: list[int] | None
+    ) -> None:
+        op_type, axes = ("Unsqueeze", added) if added is not None else ("Squeeze", dropped)
+        if self._shapes.opset(node) < _FIRST_OPSET_WITH_AXES_INPUT:
+            self._renew(node, op_type, [root], axes=axes)
+            return
+        vector = self._editor.constant(node, f"{node.outputs[0].name}_axes", np.array(axes, dtype=np.int64))
+        self._renew(node, op_type, [root, vector])
+
+    def _renew(self, node: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: object) -> None:
+        fact = self._shapes[node.outputs[0]]
+        new = self._editor.renew(node, op_type, inputs, **attributes)
+        self._shapes[new.outputs[0]] = fact
+
+
+def added_ones(source: Shape, result: Shape) -> list[int] | None:
+    """The axes at which dims of 1 make `result` out of `source`; None when it takes more."""
+    axes, at = [], 0
+    for axis, dim in enumerate(result):
+        if at < len(source) and source[at] == dim:
+            at += 1
+        elif dim.size == 1:
+            axes.append(axis)
+        else:
+            return None
+    return axes if at == len(source) else None
+
+
+def _is_reshape(node: ir.Node) -> bool:
+    return node.domain == "" and node.op_type in _RESHAPES
+
+
+def _maker(node: ir.Node, *op_types: str) -> ir.Node | None:
+    """The node that makes the first input, when it is one of these operators and says all it does."""
+    maker = None if not node.inputs or node.inputs[0] is None else node.inputs[0].producer()
+    if maker is None or any(attribute.is_ref() for attribute in maker.attributes.values()):
+        return None
+    return maker if any(is_op(maker, op_type) for op_type in op_types) else None
+
+
+def _feeds_only(node: ir.Node, user: ir.Node) -> bool:
+    value = node.outputs[0]
+    return not value.is_graph_output() and all(each is user for each in value.consumers())
+
+
+def _roots(node: ir.Node) -> Iterator[ir.Value]:
+    """What a chain of reshapes starts from, then the results along it, without the node's own input."""
+    values = []
+    maker = _maker(node, *_RESHAPES)
+    while maker is not None and maker.inputs[0] is not None:
+        values.append(maker.inputs[0])
+        maker = _maker(maker, *_RESHAPES)
+    yield from reversed(values)

@@ -1,0 +1,260 @@
+"""Gather(table, Slice(positions))  ->  Slice(table);   GatherND(mask, ranges)  ->  Unsqueeze(mask)"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar, Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of, is_op
+from burnish.passes.cleanup.grids import Grid, Grids
+from burnish.passes.cleanup.sizes import Sizes
+from burnish.passes.dims import Dim
+from burnish.passes.editing import Editor
+from burnish.passes.shape_contents import slice_bounds
+from burnish.passes.shapes import Call, Shape, Shapes, tensor_of
+
+_NEUTRAL: Final = {"And": 1, "Or": 0}
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class SimplifyIndices(Pass):
+    """Replace lookups whose indices follow from their coordinates: positions, segments, masks.
+
+    - a Gather or GatherElements of a constant by a slice of constant indices looks all of them up now and
+      slices the result;
+    - a Gather of a constant by one and the same index everywhere is that row, expanded;
+    - a Gather or GatherND that reads every element in order is the tensor itself, with dims of 1 added;
+    - And with what is true everywhere, Or with what is false everywhere, is the other operand, expanded.
+
+    Indices are followed as `offset + step * coordinate` from Range, constants, Unsqueeze, Expand, Add and
+    comparisons. Kept: a lookup whose result would make the model larger by more than `max_bytes`.
+    """
+
+    name: ClassVar[str] = "simplify-indices"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    max_bytes: int = 65536
+    """Bytes that one lookup done now may add to the model, after what only it used is gone."""
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        """Return how many lookups and masks were replaced."""
+        before = len(context.rewrites)
+        while _Simplifier(self.max_bytes, model, context).run():  # a mask may be made of a mask
+            pass
+        return len(context.rewrites) - before
+
+
+@final
+class _Simplifier:
+    def __init__(self, max_bytes: int, model: ir.Model, context: Context) -> None:
+        self._max_bytes, self._model, self._context = max_bytes, model, context
+        self._editor, self._shapes = Editor(model), Shapes(model)
+        self._sizes = Sizes(model, self._shapes, self._editor)
+        self._grids = Grids(model, self._shapes)
+
+    def run(self) -> bool:
+        """Visit every node once; True when something changed."""
+        before = len(self._context.rewrites)
+        for graph in all_graphs(self._model):
+            for node in list(graph):
+                if node.graph is None or any(attribute.is_ref() for attribute in node.attributes.values()):
+                    continue
+                if is_op(node, "Gather"):
+                    _ = self._read_whole(node) or self._take_row(node) or self._slice_table(node)
+                elif is_op(node, "GatherElements"):
+                    self._slice_table(node)
+                elif is_op(node, "GatherND"):
+                    self._read_all(node)
+                elif node.domain == "" and node.op_type in _NEUTRAL:
+                    self._drop_neutral(node)
+        return len(self._context.rewrites) > before
+
+    def _drop_neutral(self, node: ir.Node) -> None:
+        for kept, other in ((0, 1), (1, 0)):
+            grid, source = self._grids[node.inputs[other]], node.inputs[kept]
+            if grid is None or grid.uniform != _NEUTRAL[node.op_type] or source is None:
+                continue
+            if self._can_spread(node, source) and self._context.permit(node):
+                self._spread(node, source)
+            return
+
+    def _take_row(self, node: ir.Node) -> bool:
+        table, grid, axis = node.inputs[0], self._grids[node.inputs[1]], self._axis(node)
+        tensor = None if table is None else tensor_of(table)
+        if tensor is None or grid is None or grid.uniform is None or axis is None:
+            return False
+        sizes = [int(size) for size in tensor.shape.numpy()]
+        if not -sizes[axis] <= grid.uniform < sizes[axis] or tensor.nbytes // sizes[axis] > self._max_bytes:
+            return False
+        row = np.take(tensor.numpy(), [grid.uniform], axis=axis)
+        row = row.reshape([*sizes[:axis], *[1] * len(grid.shape), *sizes[axis + 1 :]])
+        result = self._shapes[node.outputs[0]].shape
+        can = result is not None and self._target(node, tuple(map(Dim.of, row.shape))) is not None
+        if not can or not self._context.permit(node):
+            return False
+        constant = self._editor.constant(node, f"{node.outputs[0].name}_row", row)
+        self._spread(node, constant)
+        return True
+
+    def _slice_table(self, node: ir.Node) -> bool:
+        """Look constant indices up before they are sliced, and slice the result."""
+        cut = None if node.inputs[1] is None else node.inputs[1].producer()
+        axis = self._axis(node)
+        if cut is None or not is_op(cut, "Slice") or axis is None or not self._grows_little(node, cut):
+            return False
+        table, indices = constant_of(node.inputs[0]), constant_of(cut.inputs[0])
+        bounds = slice_bounds(self._call(cut))
+        if table is None or indices is None or bounds is None or self._shapes.opset(node) < 10:
+            return False
+        if is_op(node, "GatherElements"):
+            prefix = all(a == axis or (s.size == 0 and step == 1) for a, (s, _, step) in bounds.items())
+            looked_up = _elements(table, indices, axis) if prefix else None
+            shift = 0
+        else:
+            looked_up, shift = _rows(table, indices, axis), axis
+        if looked_up is None or not self._context.permit(node):
+            return False
+        axes = np.array([a + shift for a in bounds], dtype=np.int64)
+        whole = self._editor.constant(node, f"{node.outputs[0].name}_table", looked_up)
+        inputs = [
+            whole,
+            cut.inputs[1],
+            cut.inputs[2],
+            self._editor.constant(node, "axes", axes),
+            *cut.inputs[4:5],
+        ]
+        self._renew(node, "Slice", inputs)
+        return True
+
+    def _grows_little(self, node: ir.Node, cut: ir.Node) -> bool:
+        tensors = [None if value is None else tensor_of(value) for value in (node.inputs[0], cut.inputs[0])]
+        if tensors[0] is None or tensors[1] is None or not tensors[0].size:
+            return False
+        made = tensors[1].size * tensors[0].nbytes // tensors[0].size
+        if is_op(node, "Gather"):
+            made = made * tensors[0].size // max(1, int(tensors[0].shape.numpy()[self._axis(node) or 0]))
+        freed = sum(
+            tensor.nbytes
+            for tensor, value, user in zip(tensors, (node.inputs[0], cut.inputs[0]), (node, cut), strict=True)
+            if tensor is not None and value is not None and all(each is user for each in value.consumers())
+        )
+        return made - freed <= self._max_bytes
+
+    def _read_whole(self, node: ir.Node) -> bool:
+        """Gather by 0, 1, 2, ... up to the end of the axis."""
+        source, grid, axis = node.inputs[0], self._grids[node.inputs[1]], self._axis(node)
+        shape = self._shapes[source].shape
+        if source is None or shape is None or grid is None or axis is None or grid.axis is None:
+            return False
+        whole = len(grid.shape) == 1 and grid.shape[0] == shape[axis]
+        if (
+            not whole
+            or not self._editor.can_replace(node.outputs[0], source)
+            or not self._context.permit(node)
+        ):
+            return False
+        self._editor.replace(node.outputs[0], source)
+        return True
+
+    def _read_all(self, node: ir.Node) -> bool:
+        """GatherND whose indices are coordinates of the result, one for each axis of the data."""
+        source, shape = node.inputs[0], self._shapes[node.inputs[0]].shape
+        places = self._coordinates(node)
+        if source is None or shape is None or places is None or len(places) > len(shape):
+            return False
+        grids, rank = places, len(places[0].shape)
+        axes = [grid.axis for grid in grids]
+        known = [axis for axis in axes if axis is not None]
+        covers = all(g.axis is not None and g.shape[g.axis] == d for g, d in zip(grids, shape, strict=False))
+        if not covers or known != sorted(set(known)) or node.attributes.get_int("batch_dims", 0) != 0:
+            return False
+        added = [axis for axis in range(rank) if axis not in known]
+        padded = (
+            tuple(Dim.of(1) if a in added else places[0].shape[a] for a in range(rank)) + shape[len(known) :]
+        )
+        if self._target(node, padded) is None or not self._context.permit(node):
+            return False
+        if added:
+            vector = self._editor.constant(node, "axes", np.array(added, dtype=np.int64))
+            inserted = self._editor.insert(node, "Unsqueeze", [source, vector], name=None)
+            self._shapes.add(inserted)
+            source = inserted.outputs[0]
+        self._spread(node, source)
+        return True
+
+    def _coordinates(self, node: ir.Node) -> list[Grid] | None:
+        """The grids of the index vector's elements, without its last axis."""
+        joined = None if node.inputs[1] is None else node.inputs[1].producer()
+        if joined is None or not is_op(joined, "Concat") or self._shapes.opset(node) < 13:
+            return None
+        grids = [self._grids[value] for value in joined.inputs]
+        known = [grid for grid in grids if grid is not None and grid.shape and grid.shape[-1].size == 1]
+        rank = self._shapes[joined.outputs[0]].rank
+        last = rank is not None and joined.attributes.get_int("axis", 0) in (-1, rank - 1)
+        if not last or len(known) < len(grids):
+            return None
+        return [Grid(grid.shape[:-1], grid.offset, grid.steps) for grid in known]
+
+    def _target(self, node: ir.Node, shape: Shape) -> Shape | None:
+        """What Expand needs to make the node's result from that shape; empty: nothing; None: no way."""
+        result = self._shapes[node.outputs[0]].shape
+        if result is None or self._shapes.broadcast(shape, result) != result:
+            return None
+        if shape == result:
+            return ()
+        offset = len(result) - len(shape)
+        least = tuple(
+            Dim.of(1) if axis >= offset and shape[axis - offset] == dim else dim
+            for axis, dim in enumerate(result)
+        )
+        return least if self._sizes.can_make(least, node) else None
+
+    def _can_spread(self, node: ir.Node, source: ir.Value) -> bool:
+        shape = self._shapes[source].shape
+        target = None if shape is None else self._target(node, shape)
+        return target is not None and (bool(target) or self._editor.can_replace(node.outputs[0], source))
+
+    def _spread(self, node: ir.Node, source: ir.Value) -> None:
+        """Let `source`, expanded if need be, be the node's result."""
+        target = self._target(node, self._shapes[source].shape or ())
+        if target:
+            vector = self._sizes.vector(target, node, f"{node.outputs[0].name}_shape")
+            self._renew(node, "Expand", [source, vector])
+        elif self._editor.can_replace(node.outputs[0], source):
+            self._editor.replace(node.outputs[0], source)
+        else:
+            self._renew(node, "Identity", [source])
+
+    def _renew(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]) -> None:
+        fact = self._shapes[node.outputs[0]]
+        new = self._editor.renew(node, op_type, inputs)
+        self._shapes[new.outputs[0]] = fact
+
+    def _axis(self, node: ir.Node) -> int | None:
+        return self._call(node).axis(self._shapes[node.inputs[0]].rank)
+
+    def _call(self, node: ir.Node) -> Call:
+        facts = [self._shapes[value] for value in node.inputs]
+        return Call(node, facts, self._shapes.opset(node), self._shapes)
+
+
+def _rows(table: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray | None:
+    size = table.shape[axis]
+    if not np.all((indices >= -size) & (indices < size)):
+        return None
+    return np.take(table, indices, axis=axis)
+
+
+def _elements(table: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray | None:
+    size = table.shape[axis]
+    if table.ndim != indices.ndim or not np.all((indices >= -size) & (indices < size)):
+        return None
+    if any(i > t for a, (i, t) in enumerate(zip(indices.shape, table.shape, strict=True)) if a != axis):
+        return None
+    part = tuple(slice(None) if a == axis else slice(0, n) for a, n in enumerate(indices.shape))
+    return np.take_along_axis(table[part], indices, axis=axis)

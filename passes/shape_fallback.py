@@ -1,0 +1,69 @@
+"""Shapes of operators that burnish has no rule for, from onnx's own inference of a single node."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import onnx
+import onnx.defs
+import onnx.shape_inference
+import onnx_ir as ir
+
+from burnish.passes.base import bodies
+from burnish.passes.dims import Dim
+from burnish.passes.shapes import Call, Fact, Shapes, tensor_of
+
+_MAX_INPUT_BYTES: Final = 1024  # sizes, scales, pads, splits; weights are not read for their shape
+
+
+def ask_onnx(call: Call) -> Sequence[Fact]:
+    """Facts of the outputs as onnx infers them from the inputs' types; none where it cannot say."""
+    node, dims = call.node, dict[str, Dim]()
+    if any(bodies(node)) or not onnx.defs.has(node.op_type, node.domain):
+        return []
+    types, data = {}, {}
+    for value, fact in zip(node.inputs, call.inputs, strict=True):
+        if value is None:
+            continue
+        if fact.dtype is None or not value.name:
+            return []
+        types[value.name] = _type(fact, dims)
+        tensor = tensor_of(value)
+        if tensor is not None and tensor.nbytes <= _MAX_INPUT_BYTES:
+            data[value.name] = ir.to_proto(tensor)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, call.opset, node.domain)
+        imports = [onnx.helper.make_opsetid("", call.opset)]
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, ir.to_proto(node), types, data, opset_imports=imports
+        )
+    except Exception:  # noqa: BLE001 - onnx raises what it likes for a node it cannot infer
+        return []
+    return [_fact(found.get(value.name or ""), dims, call.shapes) for value in node.outputs]
+
+
+def _type(fact: Fact, dims: dict[str, Dim]) -> onnx.TypeProto:
+    shape: list[int | str] | None = None
+    if fact.shape is not None:
+        shape = []
+        for dim in fact.shape:
+            dims[str(dim)] = dim
+            shape.append(str(dim) if dim.size is None else dim.size)
+    return onnx.helper.make_tensor_type_proto(int(fact.dtype or 0), shape)
+
+
+def _fact(proto: onnx.TypeProto | None, dims: dict[str, Dim], shapes: Shapes) -> Fact:
+    if proto is None or not proto.HasField("tensor_type") or not proto.tensor_type.elem_type:
+        return Fact()
+    tensor = proto.tensor_type
+    dtype = ir.DataType(tensor.elem_type)
+    if not tensor.HasField("shape"):
+        return Fact(dtype)
+    return Fact(dtype, tuple(_dim(dim, dims, shapes) for dim in tensor.shape.dim))
+
+
+def _dim(proto: onnx.TensorShapeProto.Dimension, dims: dict[str, Dim], shapes: Shapes) -> Dim:
+    if proto.HasField("dim_value"):
+        return Dim.of(proto.dim_value)
+    return dims.get(proto.dim_param) or shapes.fresh()

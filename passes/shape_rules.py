@@ -1,0 +1,327 @@
+"""The shape and dtype that each operator gives, for symbolic dims; other operators are asked of onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import onnx_ir as ir
+
+from burnish.passes.dims import Dim, product, total
+from burnish.passes.shape_contents import CONTENTS, slice_bounds
+from burnish.passes.shape_fallback import ask_onnx
+from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape, tensor_of
+
+Rule = Callable[[Call], Sequence[Fact]]
+
+_SAME: Final = (
+    "Abs", "Acos", "Asin", "Atan", "BatchNormalization", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos",
+    "CumSum", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "Mish", "Neg", "Not",
+    "PRelu", "RMSNormalization", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign", "Sin", "Sinh", "Softmax", "Softplus",
+    "Softsign", "Sqrt", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
+)  # fmt: skip
+_CONTRIB_SAME: Final = frozenset(
+    {
+        "BiasGelu",
+        "FastGelu",
+        "Gelu",
+        "QuickGelu",
+        "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
+    }
+)
+_ARITHMETIC: Final = (
+    "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul",
+    "Pow", "Sub", "Sum",
+)  # fmt: skip
+_PREDICATES: Final = (
+    "And", "Equal", "Greater", "GreaterOrEqual", "IsInf", "IsNaN", "Less", "LessOrEqual", "Or", "Xor",
+)  # fmt: skip
+_REDUCTIONS: Final = (
+    "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "ReduceSumSquare",
+)  # fmt: skip
+
+
+def infer(call: Call) -> Sequence[Fact]:
+    """Facts of the outputs, as many as are known."""
+    node = call.node
+    if node.domain == "com.microsoft":
+        return _same(call) if node.op_type in _CONTRIB_SAME else []
+    if node.domain or node.op_type in ("Loop", "Scan"):
+        return []
+    rule = RULES.get(node.op_type)
+    facts = list(rule(call) if rule else ask_onnx(call))
+    content = CONTENTS.get(node.op_type)
+    if content and facts and facts[0].rank is not None and facts[0].rank <= 1:
+        facts[0] = Fact(facts[0].dtype, facts[0].shape, content(call))
+    return facts
+
+
+def _same(call: Call) -> Sequence[Fact]:
+    return [Fact(call.input(0).dtype, call.input(0).shape)]
+
+
+def _broadcast(call: Call) -> Sequence[Fact]:
+    shape = call.shapes.broadcast(*(fact.shape for fact in call.inputs))
+    return [Fact(call.input(0).dtype, shape)]
+
+
+def _predicate(call: Call) -> Sequence[Fact]:
+    return [Fact(ir.DataType.BOOL, call.shapes.broadcast(*(fact.shape for fact in call.inputs)))]
+
+
+def _where(call: Call) -> Sequence[Fact]:
+    return [Fact(call.input(1).dtype, call.shapes.broadcast(*(fact.shape for fact in call.inputs)))]
+
+
+def _cast(call: Call) -> Sequence[Fact]:
+    return [Fact(ir.DataType(call.node.attributes["to"].as_int()), call.input(0).shape)]
+
+
+def _cast_like(call: Call) -> Sequence[Fact]:
+    return [Fact(call.input(1).dtype, call.input(0).shape)]
+
+
+def _shape(call: Call) -> Sequence[Fact]:
+    rank = call.input(0).rank
+    bounds = None if rank is None else shape_bounds(call.node, rank)
+    return [Fact(ir.DataType.INT64, None if bounds is None else (Dim.of(len(range(*bounds))),))]
+
+
+def shape_bounds(node: ir.Node, rank: int) -> tuple[int, int]:
+    """First and last (excluded) axis that a Shape node reads from a value of that rank."""
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", rank)
+    first, last, _ = slice(start, end).indices(rank)
+    return first, max(first, last)
+
+
+def _size(_: Call) -> Sequence[Fact]:
+    return [Fact(ir.DataType.INT64, ())]
+
+
+def _constant(call: Call) -> Sequence[Fact]:
+    tensor = tensor_of(call.node.outputs[0])
+    if tensor is None:
+        return []
+    return [Fact(tensor.dtype, tuple(Dim.of(int(size)) for size in tensor.shape.numpy()))]
+
+
+def _reshape(call: Call) -> Sequence[Fact]:
+    data, target = call.input(0), call.input(1)
+    if target.content is None:
+        rank = target.shape[0].size if target.shape else None
+        return [Fact(data.dtype, None if rank is None or rank > MAX_CONTENT else _blank(call, rank))]
+    # A symbolic dim that is 0 when the model runs counts as 0, also without `allowzero`: the copy that it
+    # would then mean makes the element count wrong, so the model fails there.
+    zero_copies = not call.node.attributes.get_int("allowzero", 0)
+    dims: list[Dim | None] = []
+    for axis, dim in enumerate(target.content):
+        if dim.size == 0 and zero_copies:
+            dims.append(_dim_of(call, data, axis))
+        else:
+            dims.append(None if dim.size == -1 else dim)
+    return [Fact(data.dtype, _resolve(call, data.shape, dims))]
+
+
+def _blank(call: Call, rank: int) -> Shape:
+    return tuple(call.shapes.fresh() for _ in range(rank))
+
+
+def _dim_of(call: Call, fact: Fact, axis: int) -> Dim:
+    return fact.shape[axis] if fact.shape is not None and axis < len(fact.shape) else call.shapes.fresh()
+
+
+def _resolve(call: Call, shape: Shape | None, dims: list[Dim | None]) -> Shape:
+    known = [dim for dim in dims if dim is not None]
+    left = None if shape is None else product(shape).divided_by(product(known))
+    return tuple(dim if dim is not None else left or call.shapes.fresh() for dim in dims)
+
+
+def _flatten(call: Call) -> Sequence[Fact]:
+    data, axis = call.input(0), call.node.attributes.get_int("axis", 1) or 0
+    if data.shape is None or not -len(data.shape) <= axis <= len(data.shape):
+        return [Fact(data.dtype, _blank(call, 2))]
+    axis += len(data.shape) if axis < 0 else 0
+    return [Fact(data.dtype, (product(data.shape[:axis]), product(data.shape[axis:])))]
+
+
+def _transpose(call: Call) -> Sequence[Fact]:
+    data = call.input(0)
+    if data.shape is None:
+        return [Fact(data.dtype)]
+    perm = transpose_perm(call.node, len(data.shape))
+    return [Fact(data.dtype, tuple(data.shape[axis] for axis in perm))]
+
+
+def transpose_perm(node: ir.Node, rank: int) -> tuple[int, ...]:
+    """The permutation of a Transpose; without one it reverses the axes."""
+    perm = node.attributes["perm"].as_ints() if "perm" in node.attributes else range(rank - 1, -1, -1)
+    return tuple(axis % rank for axis in perm)
+
+
+def _squeeze(call: Call) -> Sequence[Fact]:
+    data, axes = call.input(0), call.ints("axes", 1)
+    if data.shape is None:
+        return [Fact(data.dtype)]
+    if axes is not None:
+        gone = {axis % len(data.shape) for axis in axes}
+    elif call.has(1) or any(dim.size is None for dim in data.shape):
+        return [Fact(data.dtype)]
+    else:
+        gone = {axis for axis, dim in enumerate(data.shape) if dim.size == 1}
+    return [Fact(data.dtype, tuple(dim for axis, dim in enumerate(data.shape) if axis not in gone))]
+
+
+def _unsqueeze(call: Call) -> Sequence[Fact]:
+    data, axes = call.input(0), call.ints("axes", 1)
+    if data.shape is None or axes is None:
+        return [Fact(data.dtype)]
+    rank = len(data.shape) + len(axes)
+    new, dims = {axis % rank for axis in axes}, iter(data.shape)
+    return [Fact(data.dtype, tuple(Dim.of(1) if axis in new else next(dims) for axis in range(rank)))]
+
+
+def _expand(call: Call) -> Sequence[Fact]:
+    data, target = call.input(0), call.input(1)
+    return [Fact(data.dtype, call.shapes.broadcast(data.shape, target.content))]
+
+
+def _concat(call: Call) -> Sequence[Fact]:
+    shapes = [fact.shape for fact in call.inputs if fact.shape is not None]
+    axis = call.axis(len(shapes[0]) if shapes else None)
+    if axis is None or len(shapes) < len(call.inputs) or any(len(s) != len(shapes[0]) for s in shapes):
+        return [Fact(call.input(0).dtype)]
+    dims = [
+        next((d for d in column if d.size is not None), column[0]) for column in zip(*shapes, strict=True)
+    ]
+    dims[axis] = total(shape[axis] for shape in shapes)
+    return [Fact(call.input(0).dtype, tuple(dims))]
+
+
+def _slice(call: Call) -> Sequence[Fact]:
+    data, bounds = call.input(0), slice_bounds(call)
+    if data.shape is None:
+        return [Fact(data.dtype)]
+    dims = list(data.shape) if bounds is not None else [call.shapes.fresh() for _ in data.shape]
+    for axis, (start, end, step) in (bounds or {}).items():
+        dims[axis] = sliced(call, dims[axis], start, end, step)
+    return [Fact(data.dtype, tuple(dims))]
+
+
+def sliced(call: Call, dim: Dim, start: Dim, end: Dim, step: int) -> Dim:
+    """How much of an axis of size `dim` a Slice keeps."""
+    if start.size is not None and end.size is not None and dim.size is not None:
+        return Dim.of(len(range(*slice(start.size, end.size, step).indices(dim.size))))
+    if step != 1:
+        return call.shapes.fresh()
+    if (start.size is not None and start.size <= -(2**31)) or start.size == 0:
+        if end.size is not None and end.size >= 2**31 - 1:
+            return dim
+        return call.shapes.least(dim, end) if end.is_at_least(0) else call.shapes.fresh()
+    left = dim - start
+    to_the_end = end == dim or (end.size is not None and end.size >= 2**31 - 1)
+    if to_the_end and start.is_at_least(0) and left.is_at_least(0):
+        return left
+    return call.shapes.fresh()
+
+
+def _gather(call: Call) -> Sequence[Fact]:
+    data, indices = call.input(0), call.input(1)
+    axis = call.axis(data.rank)
+    if data.shape is None or indices.shape is None or axis is None:
+        return [Fact(data.dtype)]
+    return [Fact(data.dtype, data.shape[:axis] + indices.shape + data.shape[axis + 1 :])]
+
+
+def _gather_elements(call: Call) -> Sequence[Fact]:
+    return [Fact(call.input(0).dtype, call.input(1).shape)]
+
+
+def _gather_nd(call: Call) -> Sequence[Fact]:
+    data, indices = call.input(0), call.input(1)
+    deep = indices.shape[-1].size if indices.shape else None
+    if data.shape is None or indices.shape is None or deep is None:
+        return [Fact(data.dtype)]
+    batch = call.node.attributes.get_int("batch_dims", 0) or 0
+    return [Fact(data.dtype, indices.shape[:-1] + data.shape[batch + deep :])]
+
+
+def _split(call: Call) -> Sequence[Fact]:
+    data, sizes, count = call.input(0), call.ints("split", 1), len(call.node.outputs)
+    axis = call.axis(data.rank)
+    if data.shape is None or axis is None:
+        return [Fact(data.dtype)] * count
+    whole = data.shape[axis].size
+    if sizes is None and not call.has(1) and whole is not None and whole % count == 0:
+        sizes = (whole // count,) * count
+    each = [Dim.of(size) for size in sizes] if sizes else [call.shapes.fresh() for _ in range(count)]
+    return [Fact(data.dtype, (*data.shape[:axis], size, *data.shape[axis + 1 :])) for size in each]
+
+
+def _range(call: Call) -> Sequence[Fact]:
+    start, limit, step = (call.input(index) for index in range(3))
+    if start.content and limit.content and step.ints == (1,):
+        length = limit.content[0] - start.content[0]
+        if length.is_at_least(0):
+            return [Fact(start.dtype, (length,))]
+    if start.ints and limit.ints and step.ints and step.ints[0]:
+        return [Fact(start.dtype, (Dim.of(len(range(start.ints[0], limit.ints[0], step.ints[0]))),))]
+    return [Fact(start.dtype, (call.shapes.fresh(),))]
+
+
+def _constant_of_shape(call: Call) -> Sequence[Fact]:
+    value = call.node.attributes.get("value")
+    return [Fact(ir.DataType.FLOAT if value is None else value.as_tensor().dtype, call.input(0).content)]
+
+
+def _matmul(call: Call) -> Sequence[Fact]:
+    left, right = call.input(0).shape, call.input(1).shape
+    if not left or not right:
+        return [Fact(call.input(0).dtype)]
+    rows = () if len(left) == 1 else (left[-2],)
+    columns = () if len(right) == 1 else (right[-1],)
+    batch = call.shapes.broadcast(left[:-2], right[:-2])
+    return [Fact(call.input(0).dtype, None if batch is None else batch + rows + columns)]
+
+
+def _gemm(call: Call) -> Sequence[Fact]:
+    left, right = call.input(0).shape, call.input(1).shape
+    if left is None or right is None or len(left) != 2 or len(right) != 2:
+        return [Fact(call.input(0).dtype)]
+    rows = left[1 if call.node.attributes.get_int("transA", 0) else 0]
+    columns = right[0 if call.node.attributes.get_int("transB", 0) else 1]
+    return [Fact(call.input(0).dtype, (rows, columns))]
+
+
+def _reduce(call: Call) -> Sequence[Fact]:
+    data, axes = call.input(0), call.ints("axes", 1)
+    if data.shape is None or (axes is None and call.has(1)):
+        return [Fact(data.dtype)]
+    if not axes and call.node.attributes.get_int("noop_with_empty_axes", 0) == 1:
+        return [Fact(data.dtype, data.shape)]
+    rank = len(data.shape)
+    gone = {axis % rank for axis in axes} if axes else set(range(rank))
+    if call.node.attributes.get_int("keepdims", 1):
+        return [Fact(data.dtype, tuple(Dim.of(1) if i in gone else d for i, d in enumerate(data.shape)))]
+    return [Fact(data.dtype, tuple(d for i, d in enumerate(data.shape) if i not in gone))]
+
+
+def _if(call: Call) -> Sequence[Fact]:
+    graphs = [call.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    then, other = ([call.shapes[value] for value in graph.outputs] for graph in graphs)
+    return [a if a == b else UNKNOWN for a, b in zip(then, other, strict=False)]
+
+
+RULES: Final[dict[str, Rule]] = {
+    **dict.fromkeys(_SAME, _same),
+    **dict.fromkeys(_ARITHMETIC, _broadcast),
+    **dict.fromkeys(_PREDICATES, _predicate),
+    **dict.fromkeys(_REDUCTIONS, _reduce),
+    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant,
+    "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
+    "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "If": _if, "MatMul": _matmul,
+    "Range": _range, "Reshape": _reshape, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
+    "Squeeze": _squeeze, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+}  # fmt: skip

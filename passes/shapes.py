@@ -1,0 +1,231 @@
+"""What is known of every value before the model runs: dtype, symbolic shape, and small integer contents.
+
+Only inputs, initializers and operators are believed. Shapes written on inner values are ignored: they are
+often stale (somebody made the batch of the inputs dynamic) and a rewrite that trusts them is wrong.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Final, final
+
+import onnx_ir as ir
+
+from burnish.passes.base import bodies
+from burnish.passes.dims import Dim, DimOverflowError
+
+MAX_CONTENT: Final = 64
+"""Elements of an integer tensor up to which its content is followed; shapes have fewer."""
+_COUNTING: Final = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+_OLDEST_OPSET: Final = 7  # before it, Add and its like broadcast by attributes
+
+Shape = tuple[Dim, ...]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Fact:
+    """What is known of one value; None: not known."""
+
+    dtype: ir.DataType | None = None
+    shape: Shape | None = None
+    content: Shape | None = None
+    """The elements of an int64, int32 or bool tensor of rank 0 or 1."""
+
+    @property
+    def rank(self) -> int | None:
+        """How many dims it has."""
+        return None if self.shape is None else len(self.shape)
+
+    @property
+    def ints(self) -> tuple[int, ...] | None:
+        """The content, when every element is a known number."""
+        sizes = tuple(dim.size for dim in self.content or ())
+        return None if self.content is None or None in sizes else tuple(s for s in sizes if s is not None)
+
+    @property
+    def static(self) -> tuple[int, ...] | None:
+        """The shape, when every dim is a known number."""
+        sizes = tuple(dim.size for dim in self.shape or ())
+        return None if self.shape is None or None in sizes else tuple(s for s in sizes if s is not None)
+
+
+UNKNOWN: Final = Fact()
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A node as a rule sees it: the node, the facts of its inputs, and the version of its operator."""
+
+    node: ir.Node
+    inputs: Sequence[Fact]
+    opset: int
+    shapes: Shapes
+
+    def input(self, index: int) -> Fact:
+        """The fact of an input; UNKNOWN when it is absent."""
+        return self.inputs[index] if index < len(self.inputs) else UNKNOWN
+
+    def has(self, index: int) -> bool:
+        """True when the optional input is there."""
+        return index < len(self.node.inputs) and self.node.inputs[index] is not None
+
+    def ints(self, name: str, index: int) -> tuple[int, ...] | None:
+        """Integers that old opsets give as attribute `name` and newer ones as input `index`."""
+        if name in self.node.attributes:
+            return tuple(self.node.attributes[name].as_ints())
+        return self.input(index).ints if self.has(index) else None
+
+    def axis(self, rank: int | None, default: int = 0, *, name: str = "axis") -> int | None:
+        """The attribute as an index that is not negative; None when it is out of range."""
+        axis = self.node.attributes.get_int(name, default)
+        if rank is None or axis is None or not -rank <= axis < rank:
+            return None
+        return axis % rank
+
+
+@final
+class Shapes:
+    """Facts of every value of a model, in all graphs; found by walking it once.
+
+    A pass that makes a new node calls `add` for it; facts of other values stay true while a pass
+    keeps what they compute.
+
+    Example::
+
+        shapes = Shapes(model)
+        shapes[value].shape  # (Dim.named("batch"), Dim.of(384))
+    """
+
+    def __init__(self, model: ir.Model) -> None:
+        self._facts: dict[ir.Value, Fact] = {}
+        self._least: dict[str, tuple[Dim, Dim]] = {}
+        self._fresh = itertools.count()
+        self._opsets: dict[ir.Graph, int] = {}
+        for value in model.graph.inputs:
+            self._facts[value] = self._declared(value)
+        self._walk(model.graph, _opset(model.graph))
+        for function in model.functions.values():
+            self._walk(function.graph, _opset(function))
+
+    def __getitem__(self, value: ir.Value | None) -> Fact:
+        """What is known of a value; UNKNOWN for None."""
+        if value is None:
+            return UNKNOWN
+        if value not in self._facts:
+            self._facts[value] = _constant(value) or Fact(annotated_dtype(value))
+        return self._facts[value]
+
+    def __setitem__(self, value: ir.Value, fact: Fact) -> None:
+        self._facts[value] = fact
+
+    def opset(self, node: ir.Node) -> int:
+        """Version of the standard operators where a node is; 1 for a node that is nowhere."""
+        return self._opsets.get(node.graph, 1) if isinstance(node.graph, ir.Graph) else 1
+
+    def fresh(self) -> Dim:
+        """A size that equals no other."""
+        return Dim.named(f"?{next(self._fresh)}")
+
+    def least(self, a: Dim, b: Dim) -> Dim:
+        """The smaller of two sizes."""
+        if a == b or (a.size is not None and b.size is not None):
+            return a if a == b or (a.size or 0) < (b.size or 0) else b
+        name = f"min({a},{b})"
+        self._least[name] = (a, b)
+        return Dim.named(name)
+
+    def broadcast(self, *operands: Shape | None) -> Shape | None:
+        """The shape that operands broadcast to; None when a rank is not known."""
+        known = [shape for shape in operands if shape is not None]
+        if len(known) < len(operands):
+            return None
+        rank = max(map(len, known), default=0)
+        padded = [(Dim.of(1),) * (rank - len(shape)) + shape for shape in known]
+        return tuple(self._join(column) for column in zip(*padded, strict=True))
+
+    def add(self, node: ir.Node) -> None:
+        """Find the facts of a node's outputs from those of its inputs."""
+        from burnish.passes.shape_rules import infer  # here: the rules import this module
+
+        call = Call(node, [self[value] for value in node.inputs], self.opset(node), self)
+        hidden = any(attribute.is_ref() for attribute in node.attributes.values())
+        try:
+            facts = [] if hidden or call.opset < _OLDEST_OPSET else infer(call)
+        except (DimOverflowError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
+            facts = []  # too much to follow, or a node that breaks its operator's own rules
+        for value, fact in itertools.zip_longest(node.outputs, facts[: len(node.outputs)]):
+            self._facts[value] = self._settled(value, fact or UNKNOWN)
+
+    def _settled(self, value: ir.Value, fact: Fact) -> Fact:
+        dtype = fact.dtype or annotated_dtype(value)
+        countable = dtype in _COUNTING and fact.rank is not None and fact.rank <= 1
+        fits = fact.content is not None and all(_fits(dim, dtype) for dim in fact.content)
+        return Fact(dtype, fact.shape, fact.content if countable and fits else None)
+
+    def _walk(self, graph: ir.Graph, opset: int) -> None:
+        self._opsets[graph] = opset
+        for node in graph:
+            for body in bodies(node):
+                self._walk(body, opset)
+            self.add(node)
+
+    def _declared(self, value: ir.Value) -> Fact:
+        dims = None if value.shape is None else tuple(map(self._dim, value.shape))
+        return Fact(annotated_dtype(value), dims)
+
+    def _dim(self, dim: int | ir.SymbolicDim) -> Dim:
+        if isinstance(dim, int):  # old exporters write 0 or -1 for a dynamic dim
+            return Dim.of(dim) if dim > 0 else self.fresh()
+        ours = not dim.value or dim.value.startswith(("?", "min("))  # names that this class makes up
+        return self.fresh() if ours else Dim.named(str(dim.value))
+
+    def _join(self, column: Iterable[Dim]) -> Dim:
+        dims = [dim for dim in dict.fromkeys(column) if dim.size != 1]
+        known = [dim for dim in dims if dim.size is not None]
+        if known:
+            return known[0] if len(known) == 1 else self.fresh()
+        dims = [a for a in dims if not any(self._limited(a, b) for b in dims)]
+        return dims[0] if len(dims) == 1 else (self.fresh() if dims else Dim.of(1))
+
+    def _limited(self, a: Dim, b: Dim) -> bool:
+        """True when a = min(b, n) for an n >= 1: beside b it is b, or the operator fails."""
+        x, y = self._least.get(a.name or "", (a, a))
+        return (x == b and (y.size or 0) > 0) or (y == b and (x.size or 0) > 0)
+
+
+def annotated_dtype(value: ir.Value) -> ir.DataType | None:
+    """The dtype that the model states; onnxruntime refuses a model that states a wrong one."""
+    return value.type.dtype if isinstance(value.type, ir.TensorType) else None
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or a Constant node, not read yet; None for anything else."""
+    if value.is_graph_input():
+        return None
+    node = value.producer()
+    if node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes):
+        return None
+    return ir.convenience.get_const_tensor(value)
+
+
+def _constant(value: ir.Value) -> Fact | None:
+    tensor = tensor_of(value)
+    if tensor is None:
+        return None
+    shape = tuple(Dim.of(int(size)) for size in tensor.shape.numpy())
+    if tensor.dtype not in _COUNTING or len(shape) > 1 or tensor.size > MAX_CONTENT:
+        return Fact(tensor.dtype, shape)
+    return Fact(tensor.dtype, shape, tuple(Dim.of(int(x)) for x in tensor.numpy().reshape(-1)))
+
+
+def _fits(dim: Dim, dtype: ir.DataType | None) -> bool:
+    limit = 2**31 if dtype == ir.DataType.INT32 else 2**63
+    return all(-limit <= coefficient < limit for _, coefficient in dim.terms)
+
+
+def _opset(graph: ir.Graph | ir.Function) -> int:
+    return graph.opset_imports.get("", graph.opset_imports.get("ai.onnx", 1))
