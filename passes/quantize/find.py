@@ -18,8 +18,6 @@ _PACKED: Final = {
     "FusedMatMul": "quantise before fusing.",
 }
 """Contrib ops that hold weights in a form no QDQ pattern matches, and what to do."""
-# Rows of a table are stored with one scale a column; below this many elements the file hardly shrinks.
-_TABLE_MIN_ELEMENTS: Final = 1 << 16
 
 COPIES: Final = frozenset(
     {
@@ -30,6 +28,10 @@ COPIES: Final = frozenset(
 """Ops that only move elements: input and output share one scale."""
 JOINS: Final = frozenset({"Add", "AveragePool", "Concat", "GlobalAveragePool", "LeakyRelu", "Mul", "Sigmoid"})
 """Ops with an int8 kernel that takes quantised inputs of any scale and rounds its output."""
+
+
+Pair = tuple[ir.Value, ir.Value]
+"""Scale and zero point, as initializers."""
 
 
 @final
@@ -48,6 +50,11 @@ class Linear:
     """The weight is stored [N, K] (Gemm's transB) instead of [K, N]."""
     alpha: float = 1.0
     beta: float = 1.0
+
+    @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """The nodes that it replaces, in graph order."""
+        return (self.node,) if self.add is None else (self.node, self.add)
 
     @property
     def output(self) -> ir.Value:
@@ -93,9 +100,9 @@ def linear_at(node: ir.Node, context: Context) -> Linear | None:
     if not (is_op(node, "MatMul") or is_op(node, "Gemm")) or len(node.inputs) < 2:
         return None
     x, weight = node.inputs[0], node.inputs[1]
-    if x is None or weight is None or not _is_constant(weight) or _is_integer(weight):
+    if x is None or weight is None or not is_constant(weight) or _is_integer(weight):
         return None
-    if _is_constant(x) or (x.shape is not None and len(x.shape) < 2):
+    if is_constant(x) or (x.shape is not None and len(x.shape) < 2):
         return None
     if why := _unfit(weight, rank=2):
         context.miss(node, why)
@@ -106,11 +113,11 @@ def linear_at(node: ir.Node, context: Context) -> Linear | None:
 def _gemm(node: ir.Node, x: ir.Value, weight: ir.Value, context: Context) -> Linear | None:
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     transposed = bool(node.attributes.get_int("transB", 0))
-    features = _shape(weight)[0 if transposed else 1]
+    features = constant_shape(weight)[0 if transposed else 1]
     if node.attributes.get_int("transA", 0):
         context.miss(node, "Gemm with transA has no int8 kernel.")
         return None
-    if bias is not None and not (_is_constant(bias) and _is_row(bias, features)):
+    if bias is not None and not (is_constant(bias) and _is_row(bias, features)):
         context.miss(node, "The third input of Gemm is not a constant row.")
         return None
     alpha, beta = (node.attributes.get_float(name, 1.0) for name in ("alpha", "beta"))
@@ -123,10 +130,10 @@ def _matmul(node: ir.Node, x: ir.Value, weight: ir.Value) -> Linear:
         return Linear(node, None, x, weight, None)
     bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
     rank = len(x.shape) if x.shape is not None else 1
-    features = _shape(weight)[1]
-    if bias is None or not _is_constant(bias) or bias.dtype != ir.DataType.FLOAT:
+    features = constant_shape(weight)[1]
+    if bias is None or not is_constant(bias) or bias.dtype != ir.DataType.FLOAT:
         return Linear(node, None, x, weight, None)
-    if not _is_row(bias, features) or len(_shape(bias)) > max(rank, 1):
+    if not _is_row(bias, features) or len(constant_shape(bias)) > max(rank, 1):
         return Linear(node, None, x, weight, None)
     return Linear(node, add, x, weight, bias)
 
@@ -137,7 +144,7 @@ def conv_at(node: ir.Node, context: Context) -> Conv | None:
         return None
     weight = node.inputs[1]
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    if weight is None or not _is_constant(weight) or (bias and not _is_constant(bias)):
+    if weight is None or not is_constant(weight) or (bias and not is_constant(bias)):
         context.miss(node, "The weight or bias of the Conv is not constant.")
         return None
     if why := _unfit(weight):
@@ -171,38 +178,40 @@ def clip_bounds(node: ir.Node) -> tuple[float, float] | None:
     return found[0], found[1]
 
 
-def table_at(node: ir.Node) -> ir.Value | None:
-    """The float table [rows, columns] of a Gather, when it is large and only looked up by rows."""
-    if not is_op(node, "Gather") or node.attributes.get_int("axis", 0) != 0:
-        return None
-    table = node.inputs[0]
-    if table is None or not table.is_initializer() or not _is_constant(table):
-        return None
-    shape = _shape(table)
-    if len(shape) != 2 or table.dtype != ir.DataType.FLOAT or table.is_graph_output():
-        return None
-    if shape[0] * shape[1] < _TABLE_MIN_ELEMENTS:
-        return None
-    rows = all(
-        is_op(user, "Gather") and index == 0 and user.attributes.get_int("axis", 0) == 0
-        for user, index in table.uses()
-    )
-    return table if rows else None
-
-
 def is_activation_matmul(node: ir.Node) -> bool:
     """True for a float MatMul of two computed values, as in attention."""
-    return is_op(node, "MatMul") and all(
-        value is not None and value.dtype in (ir.DataType.FLOAT, None) and not _is_constant(value)
+    if not is_op(node, "MatMul") or all(pair_of(value) for value in node.inputs):
+        return False
+    return all(
+        value is not None and value.dtype in (ir.DataType.FLOAT, None) and not is_constant(value)
         for value in node.inputs
     )
+
+
+def pair_of(value: ir.Value | None) -> Pair | None:
+    """Scale and zero point of an int8 activation seen as float: the output of Q -> DQ."""
+    node = value.producer() if value is not None else None
+    if node is None or not is_op(node, "DequantizeLinear") or len(node.inputs) < 3:
+        return None
+    source, scale, zero = node.inputs[:3]
+    quantize = source.producer() if source is not None else None
+    if scale is None or zero is None or not is_op(quantize, "QuantizeLinear"):
+        return None
+    array = constant_of(scale)
+    return (scale, zero) if array is not None and array.ndim == 0 else None
+
+
+def scale_of(pair: Pair) -> float:
+    """The scale of a pair as a number."""
+    array = constant_of(pair[0])
+    return 1.0 if array is None else float(array)
 
 
 def note_packed(node: ir.Node, context: Context) -> None:
     """Say so where a fused op holds constant weights that cannot be quantised in its form."""
     advice = _PACKED.get(node.op_type) if node.domain == "com.microsoft" else None
     weight = node.inputs[1] if len(node.inputs) > 1 else None
-    if advice and weight is not None and _is_constant(weight) and not _is_integer(weight):
+    if advice and weight is not None and is_constant(weight) and not _is_integer(weight):
         context.miss(node, f"{node.op_type} holds its weights in a fused form; {advice}")
 
 
@@ -211,7 +220,8 @@ def _only_user(value: ir.Value) -> ir.Node | None:
     return uses[0].node if len(uses) == 1 and not value.is_graph_output() else None
 
 
-def _is_constant(value: ir.Value) -> bool:
+def is_constant(value: ir.Value) -> bool:
+    """True for an initializer or a Constant's output; its numbers are not touched."""
     return not value.is_graph_input() and ir.convenience.get_const_tensor(value) is not None
 
 
@@ -219,7 +229,8 @@ def _is_integer(value: ir.Value) -> bool:
     return value.dtype is not None and not value.dtype.is_floating_point()
 
 
-def _shape(value: ir.Value) -> tuple[int, ...]:
+def constant_shape(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant; () of anything else."""
     tensor = ir.convenience.get_const_tensor(value)
     return () if tensor is None else tuple(int(size) for size in tensor.shape.numpy())
 
@@ -231,7 +242,7 @@ def _array(value: ir.Value) -> FloatArray:
 
 def _is_row(bias: ir.Value, features: int) -> bool:
     """True for [N], [1, N], ... and a single number: what can be written as one value a column."""
-    shape = _shape(bias)
+    shape = constant_shape(bias)
     size = int(np.prod(shape))
     return size == 1 or (size == features and shape[-1] == features)
 

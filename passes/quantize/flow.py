@@ -44,9 +44,8 @@ class Site:
 def heavy_site(node: ir.Node, rules: QdqRules, context: Context, *, attention: bool) -> Site | None:
     """The Linear, Conv or (if asked) attention MatMul at `node`."""
     if linear := find.linear_at(node, context):
-        nodes = (node,) if linear.add is None else (node, linear.add)
         weight, axis = linear.weight, linear.axis
-        return Site(nodes, (linear.x,), linear.output, rules.linear_output, weight, axis)
+        return Site(linear.nodes, (linear.x,), linear.output, rules.linear_output, weight, axis)
     conv = find.conv_at(node, context)
     if conv and node.inputs[0] is not None:
         nodes = (node,) if conv.activation is None else (node, conv.activation)

@@ -16,12 +16,14 @@ import onnx_ir as ir
 
 from burnish.passes.base import Context, constant_of
 from burnish.passes.quantize import find
-from burnish.passes.quantize.numbers import FloatArray, activation_params, weight_scale
+from burnish.passes.quantize.find import pair_of
+from burnish.passes.quantize.numbers import FloatArray, activation_params
 from burnish.passes.quantize.plan import Plan, TensorPlan
-from burnish.passes.quantize.writer import QdqWriter, graph_of, needed_scale, pair_of
+from burnish.passes.quantize.tables import store_table, table_at
+from burnish.passes.quantize.writer import QdqWriter, graph_of, needed_scale
 from burnish.target import QdqRules
 
-_ANY_RULES: Final = QdqRules(
+ANY_RULES: Final = QdqRules(
     "u8", symmetric=False, bias_int32=True, linear_output=False, conv_output=True
 )  # for tables, which every target can store
 
@@ -32,7 +34,7 @@ def lower(model: ir.Model, plan: Plan, context: Context) -> int:
     A node whose plan does not hold here (a range is missing, an input of a join is float) stays float,
     and `context.misses` says why.
     """
-    rules = context.target.qdq or _ANY_RULES
+    rules = context.target.qdq or ANY_RULES
     lowering = _Lowering(QdqWriter(model, rules), context, {tensor.value: tensor for tensor in plan.tensors})
     wanted = {item.value: item for item in plan.nodes if item.mode in ("static", "weight-only")}
     nodes = [node for node in model.graph if node.outputs and node.outputs[0].name in wanted]
@@ -53,8 +55,11 @@ class _Lowering:
 
     def _write(self, node: ir.Node) -> bool:
         quiet = Context(self.context.target)
-        if table := find.table_at(node):
-            return self.context.permit(node) and self._table(node, table)
+        if table := table_at(node):
+            if not self.context.permit(node):
+                return False
+            store_table(node, table, self.writer)
+            return True
         if self.context.target.qdq is None:
             return False
         if linear := find.linear_at(node, quiet):
@@ -119,19 +124,6 @@ class _Lowering:
         if pair is None or not self.context.permit(node):
             return False
         self.writer.share_output(node.outputs[0], pair)
-        return True
-
-    def _table(self, node: ir.Node, table: ir.Value) -> bool:
-        """Gather(float table) -> DequantizeLinear(Gather(s8 table)), one scale a column."""
-        array = np.asarray(constant_of(table), np.float32)
-        output = node.outputs[0]
-        result = self.writer.take_over(output)
-        scale = weight_scale(array, 1)
-        stored, *params = self.writer.stored_weight(table.name or "table", array, scale, 1)
-        self.writer.replace(node, 0, stored)
-        output.type = ir.TensorType(ir.DataType.INT8)
-        dequantize = ir.node("DequantizeLinear", [output, *params], {"axis": -1}, outputs=[result])
-        graph_of(node).insert_after(node, dequantize)
         return True
 
     def _product(

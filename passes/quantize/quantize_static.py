@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.errors import RecipeError
 from burnish.passes.base import Context, Numerics, Pass, Range, all_graphs
 from burnish.passes.quantize import find, flow
+from burnish.passes.quantize.exclude import check_exclude, is_excluded
+from burnish.passes.quantize.find import pair_of
 from burnish.passes.quantize.flow import Site
 from burnish.passes.quantize.gate import speedups
-from burnish.passes.quantize.lower_qdq import lower
+from burnish.passes.quantize.lower_qdq import ANY_RULES, lower
 from burnish.passes.quantize.plan import Granularity, NodePlan, Plan, TensorPlan
-from burnish.passes.quantize.writer import pair_of
+from burnish.passes.quantize.tables import table_plan
 
 _QDQ_OPSET: Final = 10
 _CHANNEL_OPSET: Final = 13  # DequantizeLinear has no axis before
@@ -73,21 +73,28 @@ class QuantizeStatic(Pass):
 
     def _heavy(self, model: ir.Model, kept: Sequence[ir.Node], context: Context) -> list[Site]:
         """Linears and Convs of the main graph; those elsewhere, and near misses, are said."""
-        rules, found = context.target.qdq, []
+        rules, found = context.target.qdq or ANY_RULES, []
         for graph in all_graphs(model):
             for node in kept if graph is model.graph else graph:
                 find.note_packed(node, context)
-                site = rules and flow.heavy_site(node, rules, context, attention=self.attention)
+                site = flow.heavy_site(node, rules, context, attention=self.attention)
                 if site and graph is not model.graph:
                     context.miss(node, "Only the main graph is calibrated; quantize-dynamic is for bodies.")
                 elif site:
                     found.append(site)
-        needed = _CHANNEL_OPSET if self.weights == "channel" else _QDQ_OPSET
-        if found and _opset(model) < needed:
-            why = f"Opset {_opset(model)} has no QDQ per {self.weights}; convert to {needed} or later."
+        if found and (why := self._obstacle(model, context)):
             context.miss(found[0].nodes[0], why)
             return []
         return found
+
+    def _obstacle(self, model: ir.Model, context: Context) -> str:
+        """Why nothing here can have a calibrated range in int8; empty when it can."""
+        if context.target.qdq is None:
+            return f"Target {context.target.name} has no int8 kernels for calibrated activations."
+        needed = _CHANNEL_OPSET if self.weights == "channel" else _QDQ_OPSET
+        if _opset(model) < needed:
+            return f"Opset {_opset(model)} has no QDQ per {self.weights}; convert to {needed} or later."
+        return ""
 
     def _faster(self, model: ir.Model, sites: Sequence[Site], plan: Plan, context: Context) -> Plan:
         """The plan, with the regions in float that were timed and found slower."""
@@ -104,40 +111,6 @@ class QuantizeStatic(Pass):
                 context.miss(group[0].nodes[0], why)
                 slow |= dict.fromkeys((site.key for site in group), why)
         return plan.float_only(slow)
-
-
-def check_exclude(name: str, exclude: str) -> None:
-    """Refuse a pattern that is no regular expression.
-
-    Raises:
-        RecipeError: with code RECIPE_OPTION_VALUE.
-    """
-    try:
-        re.compile(exclude)
-    except re.error as error:
-        raise RecipeError(
-            f"Option {name}{{exclude}} cannot be {exclude!r}: {error}.",
-            "Write a regular expression that matches whole node names.",
-            code="RECIPE_OPTION_VALUE",
-        ) from None
-
-
-def is_excluded(node: ir.Node, exclude: str) -> bool:
-    """True when the pattern is given and matches the node's whole name."""
-    return bool(exclude) and re.fullmatch(exclude, node.name or "") is not None
-
-
-def table_plan(nodes: Iterable[ir.Node]) -> Plan:
-    """The plan that stores the large lookup tables of those nodes as int8."""
-    found = [(node, table) for node in nodes if (table := find.table_at(node)) is not None]
-    names = dict.fromkeys(table.name or "" for _, table in found)
-    return Plan(
-        tuple(
-            NodePlan(node.outputs[0].name or "", node.op_type, "weight-only", "table", node.name or "")
-            for node, _ in found
-        ),
-        tuple(TensorPlan(name, "table", "channel", axis=1) for name in names),
-    )
 
 
 def _opset(model: ir.Model) -> int:

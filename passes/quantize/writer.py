@@ -10,7 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from burnish.passes.base import constant_of, is_op, new_initializer
+from burnish.passes.base import new_initializer
+from burnish.passes.matching import Scope, remove_dead_constants, scopes
+from burnish.passes.quantize.find import Pair, pair_of, scale_of
 from burnish.passes.quantize.numbers import (
     FloatArray,
     activation_params,
@@ -20,28 +22,6 @@ from burnish.passes.quantize.numbers import (
     widen_for_bias,
 )
 from burnish.target import QdqRules
-
-Pair = tuple[ir.Value, ir.Value]
-"""Scale and zero point, as initializers."""
-
-
-def pair_of(value: ir.Value | None) -> Pair | None:
-    """Scale and zero point of an int8 activation seen as float: the output of Q -> DQ."""
-    node = value.producer() if value is not None else None
-    if node is None or not is_op(node, "DequantizeLinear") or len(node.inputs) < 3:
-        return None
-    source, scale, zero = node.inputs[:3]
-    quantize = source.producer() if source is not None else None
-    if scale is None or zero is None or not is_op(quantize, "QuantizeLinear"):
-        return None
-    array = constant_of(scale)
-    return (scale, zero) if array is not None and array.ndim == 0 else None
-
-
-def scale_of(pair: Pair) -> float:
-    """The scale of a pair as a number."""
-    array = constant_of(pair[0])
-    return 1.0 if array is None else float(array)
 
 
 @final
@@ -54,14 +34,10 @@ class QdqWriter:
     _pairs: dict[ir.Value, ir.Value] = dataclasses.field(default_factory=dict)
     _constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = dataclasses.field(default_factory=dict)
     _left: list[ir.Value] = dataclasses.field(default_factory=list)
-    _names: set[str] = dataclasses.field(default_factory=set)
+    _scope: Scope = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        graph = self.model.graph
-        made = (value.name for node in graph.all_nodes() for value in node.outputs)
-        self._names.update(name for name in made if name)
-        self._names.update(value.name for value in graph.inputs if value.name)
-        self._names.update(graph.initializers)
+        self._scope = next(scopes(self.model))
 
     # -- activations -----------------------------------------------------------------------------------
 
@@ -90,27 +66,30 @@ class QdqWriter:
     def parameters(self, name: str, bounds: tuple[float, float]) -> Pair:
         """Scale and zero point of a range, as initializers."""
         scale, zero = activation_params(*bounds, self.rules)
-        return self.constant(f"{name}_scale", scale), self.constant(f"zero_{zero.dtype}", zero)
+        own = new_initializer(self.model.graph, self._scope.fresh(f"{name}_scale"), scale)
+        return own, self.constant(f"zero_{zero.dtype}", zero)
 
     def _new_pair(self, node: ir.Node, value: ir.Value, bounds: tuple[float, float]) -> ir.Value:
-        result = ir.Value(name=self.free(f"{_name(value)}_dq"), type=value.type, shape=value.shape)
+        result = ir.Value(name=self._scope.fresh(f"{_name(value)}_dq"), type=value.type, shape=value.shape)
         pair = self.parameters(_name(value), bounds)
         graph_of(node).insert_before(node, self._qdq(value, result, pair))
         self._pairs[value] = result
         return result
 
     def _qdq(self, value: ir.Value, result: ir.Value, pair: Pair) -> list[ir.Node]:
-        name = self.free(f"{_name(value)}_q")
+        name = self._scope.fresh(f"{_name(value)}_q")
         kind = ir.TensorType(pair[1].dtype or ir.DataType.UINT8)
         middle = ir.Value(name=name, type=kind, shape=value.shape)
-        quantize = ir.node("QuantizeLinear", [value, *pair], outputs=[middle])
-        return [quantize, ir.node("DequantizeLinear", [middle, *pair], outputs=[result])]
+        return [
+            ir.node("QuantizeLinear", [value, *pair], outputs=[middle], name=name),
+            ir.node("DequantizeLinear", [middle, *pair], outputs=[result], name=f"{_name(value)}_dq"),
+        ]
 
     def take_over(self, value: ir.Value) -> ir.Value:
         """A new value under the old one's name, for all its readers; the old one gets a new name."""
         result = ir.Value(type=value.type, shape=value.shape)
         value.replace_all_uses_with(result, replace_graph_outputs=True)
-        name, value.name = value.name, self.free(f"{_name(value)}_float")
+        name, value.name = value.name, self._scope.fresh(f"{_name(value)}_float")
         result.name = name
         return result
 
@@ -146,9 +125,9 @@ class QdqWriter:
 
     def _dequantize(self, node: ir.Node, inputs: list[ir.Value], axis: int | None) -> ir.Value:
         attributes = {} if axis is None else {"axis": axis}
-        name = self.free(f"{inputs[0].name}_dq")
+        name = self._scope.fresh(f"{inputs[0].name}_dq")
         result = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=inputs[0].shape)
-        dequantize = ir.node("DequantizeLinear", inputs, attributes, outputs=[result])
+        dequantize = ir.node("DequantizeLinear", inputs, attributes, outputs=[result], name=name)
         graph_of(node).insert_before(node, dequantize)
         return result
 
@@ -157,17 +136,8 @@ class QdqWriter:
         digest = hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
         key = (str(array.dtype), array.shape, digest)
         if key not in self._constants:
-            self._constants[key] = new_initializer(self.model.graph, self.free(name), array)
+            self._constants[key] = new_initializer(self.model.graph, self._scope.fresh(name), array)
         return self._constants[key]
-
-    def free(self, name: str) -> str:
-        """A name that nothing in the model has, close to `name`."""
-        found, number = name, 0
-        while found in self._names:
-            number += 1
-            found = f"{name}_{number}"
-        self._names.add(found)
-        return found
 
     def replace(self, node: ir.Node, index: int, value: ir.Value | None) -> None:
         """Change one input of a node; the old one is dropped by `drop_unused` if nobody reads it."""
@@ -178,14 +148,7 @@ class QdqWriter:
 
     def drop_unused(self) -> None:
         """Remove the float constants that have lost their last reader."""
-        for value in dict.fromkeys(self._left):
-            producer, graph = value.producer(), value.graph
-            if value.uses() or value.is_graph_output():
-                continue
-            if producer is not None and is_op(producer, "Constant"):
-                graph_of(producer).remove(producer, safe=True)
-            elif producer is None and value.name and isinstance(graph, ir.Graph):
-                graph.initializers.pop(value.name, None)
+        remove_dead_constants(dict.fromkeys(self._left))
 
 
 def needed_scale(bias: FloatArray | None, input_scale: float, channels: bool) -> FloatArray:
