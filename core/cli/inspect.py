@@ -31,13 +31,14 @@ def inspect(model: str, as_json: bool) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     out = console(as_json=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for title, specs in (("input", facts["inputs"]), ("output", facts["outputs"])):
         for spec in specs:
-            table.add_row(title, f"{spec.name}: {spec.dtype}{_shape(spec)}")
+            table.add_row(title, escape(f"{spec.name}: {spec.dtype}{_shape(spec)}"))
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in facts["opsets"].items())
     table.add_row("opset", f"{opsets}; IR {facts['ir_version']}")
     table.add_row("nodes", f"{facts['nodes']:,}")

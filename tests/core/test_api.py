@@ -165,8 +165,8 @@ def test_measured_optimisation_is_still_equal(encoder: ir.Model) -> None:
 
 def test_verify_finds_a_difference(encoder: ir.Model) -> None:
     other = burnish.optimize(encoder, **FAST)
-    weights = other.graph.initializers["b2"]
-    weights.const_value = ir.tensor(weights.const_value.numpy() + 1, name="b2")
+    weights = other.graph.initializers["beta"]
+    weights.const_value = ir.tensor(weights.const_value.numpy() + 1, name="beta")
     with pytest.raises(MismatchError, match="differ by"):
         burnish.verify(encoder, other)
 
