@@ -14,7 +14,7 @@ from typing import Final
 import ml_dtypes
 import numpy as np
 
-from burnish.errors import InputError
+from burnish.errors import InputError, nearest
 from burnish.manifest import DimRange, TensorSpec
 
 Assignment = dict[str, int]
@@ -68,6 +68,34 @@ def assignments(
         }
         result.append({name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()})
     return [a for i, a in enumerate(result) if a not in result[:i]]
+
+
+def is_batch(dim: str) -> bool:
+    """True for the name of a dim that counts independent examples (batch, N)."""
+    return _BATCH.search(dim) is not None
+
+
+def typical_sizes(
+    specs: Sequence[TensorSpec],
+    dims: Mapping[str, DimRange] | None = None,
+    *,
+    given: Mapping[str, int] | None = None,
+    batch: int = 1,
+    other: int = 128,
+) -> Assignment:
+    """A size for each dynamic dim: as `given`, else `batch` for batch-like dims and `other`, kept in range.
+
+    Raises:
+        InputError: `given` names a dim that no input has (DIM_UNKNOWN).
+    """
+    names = dynamic_dims(specs)
+    for name in given or {}:
+        if name not in names:
+            hint = nearest(name, names) if names else "Leave it out: every size is fixed."
+            raise InputError(f"The model has no dynamic dim {name!r}.", hint, code="DIM_UNKNOWN")
+    wanted = {name: batch if _BATCH.search(name) else other for name in names}
+    in_range = {name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()}
+    return in_range | dict(given or {})
 
 
 def make_feeds(
