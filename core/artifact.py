@@ -239,10 +239,13 @@ def _chunks(name: str, data: Data | Path) -> Iterator[bytes]:
 
 
 def _seconds(manifest: Manifest, timings: Mapping[str, float] | None) -> bytes:
+    receipts = [(f"{n:02d} {r.step}", r) for n, r in enumerate(manifest.receipts, start=1)]
     if timings is None:
-        receipts = enumerate(manifest.receipts, start=1)
-        timings = {f"{n:02d} {r.step}": r.seconds for n, r in receipts if r.seconds is not None}
-    return msgspec.json.format(msgspec.json.encode({"seconds": dict(timings)}), indent=2) if timings else b""
+        timings = {step: r.seconds for step, r in receipts if r.seconds is not None}
+    found: dict[str, object] = {"seconds": dict(timings)} if timings else {}
+    if measured := {step: r.measured for step, r in receipts if r.measured}:
+        found["measured"] = measured
+    return msgspec.json.format(msgspec.json.encode(found), indent=2) if found else b""
 
 
 def _owned(folder: Path) -> frozenset[str]:

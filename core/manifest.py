@@ -56,11 +56,13 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     """The sizes of the dynamic dims it was compared at."""
     notes: tuple[str, ...] = ()
     """What did not fire and why, what was rolled back, what random data stood in for."""
+    measured: tuple[str, ...] = ()
+    """What was timed to decide, with the numbers."""
     seconds: float | None = None
 
     def timeless(self) -> Receipt:
-        """The receipt without what differs from run to run."""
-        return msgspec.structs.replace(self, seconds=None)
+        """The receipt without what differs from run to run: `measured` and `seconds`."""
+        return msgspec.structs.replace(self, measured=(), seconds=None)
 
 
 class FileRecord(msgspec.Struct, frozen=True):

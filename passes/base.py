@@ -90,6 +90,8 @@ class Context:
     """At most this many rewrites; None: no limit. Bisection sets it."""
     rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
     misses: list[Miss] = dataclasses.field(default_factory=list)
+    measured: list[str] = dataclasses.field(default_factory=list)
+    """What was timed, in words with numbers; differs from run to run, so receipts keep it apart."""
 
     def permit(self, where: ir.Node | ir.Value | str) -> bool:
         """Ask for leave to make one more rewrite at `where`; the call counts it when it says True.

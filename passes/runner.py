@@ -95,7 +95,7 @@ def _step(
     candidate, log = _apply(pass_, current, context, None)
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=pass_.numerics.name.lower(),
-        nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log),
+        nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log), measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
         return current, _stamp(receipt, started, status="unchanged")
@@ -118,7 +118,7 @@ def _step(
 
 def _apply(pass_: Pass, current: ir.Model, context: Context, limit: int | None) -> tuple[ir.Model, Context]:
     candidate = copy_model(current)
-    log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[])
+    log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[], measured=[])
     pass_.rewrite(candidate, log)
     return candidate, log
 

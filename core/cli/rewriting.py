@@ -65,6 +65,6 @@ def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
     out = console(as_json=as_json)
     out.print(table)
     for receipt in receipts:
-        for note in receipt.notes:
-            out.print(f"[dim]{receipt.step}:[/dim] {note}", markup=True, soft_wrap=True)
+        for note in (*receipt.measured, *receipt.notes):
+            out.print(f"{receipt.step}: {note}", markup=False, soft_wrap=True)
     out.print(f"Written: {output}")
