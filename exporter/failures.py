@@ -58,9 +58,10 @@ def _raised_at(text: str) -> str:
 
 
 def said(error: BaseException) -> str:
-    """The error's class and the first line that it says."""
-    first = next((line for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first.strip()}"
+    """The error's class and the first line that it says (and the next, where that is only a heading)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {text}"
 
 
 def _base(file: str) -> str:

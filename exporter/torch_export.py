@@ -86,9 +86,9 @@ def export_module(
     axes = read_axes(dynamic, shapes, ranges)
     with evaluating(module):
         named, result, notes = _widen(module, named, axes)
+        outputs = flat_outputs(result)
+        names = _output_names(outputs, output_names, list(shapes))
         program, dims = _capture(module, named, axes, opset)
-    outputs = flat_outputs(result)
-    names = _output_names(outputs, output_names, list(shapes))
     model, moved = _finish(program, dims, (list(shapes), names), keep_metadata=keep_metadata)
     notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
     known = signature(model)
