@@ -58,13 +58,14 @@ def _range(name: str, text: str) -> tuple[int, int | None]:
 
 def _report(artifact: Artifact, output: str, *, as_json: bool) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
     manifest = artifact.manifest
     for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
         for spec in specs:
             shape = ", ".join(map(str, spec.shape or ()))
-            table.add_row(title, f"{spec.name}: {spec.dtype}[{shape}]")
+            table.add_row(title, Text(f"{spec.name}: {spec.dtype}[{shape}]"))
     dims = {name: range_ for name, range_ in manifest.dims.items() if name.isidentifier()}
     for name, allowed in dims.items():
         table.add_row("dim", f"{name}: {allowed.min} to {allowed.max or 'any size'}")
@@ -76,7 +77,7 @@ def _report(artifact: Artifact, output: str, *, as_json: bool) -> None:
     table.add_row("nodes", str(receipt.nodes_after))
     table.add_row("largest error", f"{receipt.max_abs_error:.1e} against PyTorch, at {sizes}")
     for note in receipt.notes:
-        table.add_row("note", note)
+        table.add_row("note", Text(note))
     out = console(as_json=as_json)
     out.print(table)
     out.print(f"Written: {output}", soft_wrap=True)
