@@ -134,10 +134,10 @@ def _files(path: Path) -> list[Path]:
 
 def _read(path: Path, specs: Sequence[TensorSpec]) -> Feeds:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {_only_input(path, specs): loaded}
-        with loaded:
+        with path.open("rb") as stream:  # np.load leaves a broken archive open
+            loaded = np.load(stream, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return {_only_input(path, specs): loaded}
             return {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CalibrationError(

@@ -61,7 +61,7 @@ class QuantizeDynamic(Pass):
         nodes = [node for node in model.graph if not is_excluded(node, self.exclude)]
         opset = model.graph.opset_imports.get("", 1)
         tables = table_plan(nodes) if self.embeddings and opset >= _TABLE_OPSET else Plan()
-        return lower(model, tables, context) + self._write(places, context)
+        return self._write(places, context) + lower(model, tables, context)
 
     def _places(self, model: ir.Model, context: Context) -> list[Place]:
         """Every Linear that may become int8, with the graph that holds it."""
