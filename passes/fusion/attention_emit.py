@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, final
+from typing import final
 
 import numpy as np
 import onnx_ir as ir
@@ -12,15 +12,13 @@ from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Atom, Term
 from burnish.passes.fusion.attention_operands import ROWS, Linear, split_bias
 from burnish.passes.fusion.attention_plan import CONTRIB, Plan, Source
-from burnish.passes.fusion.axes import ONE, Factor, View, forward
+from burnish.passes.fusion.attention_tail import Tail, find_tail
+from burnish.passes.fusion.axes import ONE, View
 from burnish.passes.matching import Scope
 from burnish.passes.shapes import Fact, Shape, Shapes, tensor_of
 
 Shared = dict[tuple[object, ...], ir.Value]
 """Masks that were made for an earlier attention of the same graph, by what they are made from."""
-
-_CHEAP: Final = (ROWS, ("S", "B", "N D"), ("B S", "N D"), ("S B", "N D"))
-"""Axes of a result that at most two nodes make from rows."""
 
 
 @final
@@ -40,27 +38,23 @@ class Emitter:
         self._keys = found.frame.keys
         self._dtype = shapes[found.query.value].dtype or ir.DataType.FLOAT
         self._name = found.result.value.name or "attention"
+        self._last = found.nodes[-1]
 
     def replace(self, pass_name: str) -> None:
         """Put the operator in the place of the old nodes."""
-        old, target = self._target()
-        fused = self._fused()
-        if fused.labels == ROWS:
-            fused = self._shaped(self._guarded(fused.value), target.labels)
-        self._shapes[fused.value] = self._shapes[target.value]
-        self.loose = [value for node in old for value in node.inputs]
-        self._scope.replace(old, self.nodes, {target.value: fused.value}, pass_name)
+        tail = find_tail(self._plan.found.result, self._shapes, joined=not self._plan.is_apart)
+        old, target = [*self._plan.found.nodes, *tail.nodes], tail.target
+        self._last = old[-1]
+        value = self._fused()
+        if not self._plan.is_apart:
+            value = self._guarded(value)
+            make = self._shaped if tail.projection is None else self._projected
+            value = make(value, tail)
+        self._shapes[value] = self._shapes[target.value]
+        self.loose = [each for node in old for each in node.inputs]
+        self._scope.replace(old, self.nodes, {target.value: value}, pass_name)
 
-    def _target(self) -> tuple[list[ir.Node], View]:
-        """How far the result is followed: best to where heads are joined again."""
-        steps = list(forward(self._plan.found.result, self._shapes))
-        cheap = [i for i, (view, _) in enumerate(steps) if view.labels in _CHEAP]
-        best = [i for i in cheap if steps[i][0].labels == ROWS] or cheap or [0]
-        last = 0 if self._plan.is_apart else best[-1]
-        nodes = [node for _, node in steps[1 : last + 1] if node is not None]
-        return [*self._plan.found.nodes, *nodes], steps[last][0]
-
-    def _fused(self) -> View:
+    def _fused(self) -> ir.Value:
         match self._plan.form:
             case "packed":
                 return self._packed()
@@ -68,13 +62,13 @@ class Emitter:
                 return self._contrib()
         return self._standard()
 
-    def _packed(self) -> View:
+    def _packed(self) -> ir.Value:
         linears = [source for source in self._plan.sources if isinstance(source, Linear)]
         widths = [len(linear.columns) for linear in linears]
         more = {} if len(set(widths)) == 1 else {"qkv_hidden_sizes": widths}
         bias = self._constant("qkv_bias", np.concatenate([linear.biases() for linear in linears]))
         key, biases, attributes = self._mask_inputs()
-        inputs = [linears[0].x, self._packed_weight(linears), bias, key, None, biases]
+        inputs = [self._input(linears[0]), self._packed_weight(linears), bias, key, None, biases]
         return self._operator("Attention", inputs, attributes | more)
 
     def _packed_weight(self, linears: Sequence[Linear]) -> ir.Value:
@@ -82,17 +76,16 @@ class Emitter:
         one = all(linear.weight is first and not linear.transposed for linear in linears)
         if one and np.array_equal(whole, np.arange((self._shapes[first].static or (0, 0))[1])):
             return first
-        rows = self._shapes[linears[0].x].shape or (ONE,)
-        shape = (rows[-1].size or 0, len(whole))
+        shape = ((self._shapes[linears[0].x].shape or (ONE,))[-1].size or 0, len(whole))
         makers = [linear.weights() for linear in linears]
         return self._lazy("qkv_weight", shape, lambda: np.concatenate([make() for make in makers], axis=1))
 
-    def _contrib(self) -> View:
+    def _contrib(self) -> ir.Value:
         key, biases, attributes = self._mask_inputs()
         values, bias = self._read_all()
         return self._operator("MultiHeadAttention", [*values, bias, key, biases], attributes)
 
-    def _standard(self) -> View:
+    def _standard(self) -> ir.Value:
         plan = self._plan
         attributes: dict[str, object] = {"scale": plan.scale}
         if not plan.is_apart:
@@ -101,10 +94,9 @@ class Emitter:
         if plan.mask.causal:
             attributes["is_causal"] = 1
         mask = [term.value for term in plan.mask.terms]
-        labels = ("B", "N", "S", "D") if plan.is_apart else ROWS
         inputs = [*(self._rows(source) for source in plan.sources), *mask]
-        shape = tuple(self._result[label] for label in labels) if plan.is_apart else self._joined()
-        return View(self._op("Attention", inputs, shape, attributes), self._axes(labels))
+        shape = tuple(self._result[label] for label in "BNSD") if plan.is_apart else self._joined()
+        return self._op("Attention", inputs, shape, attributes)
 
     def _heads(self, source: Source) -> int:
         if isinstance(source, View):
@@ -113,21 +105,16 @@ class Emitter:
 
     def _operator(
         self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, object]
-    ) -> View:
+    ) -> ir.Value:
         trimmed = list(inputs)
         while trimmed[-1] is None:
             trimmed.pop()
         common = {"num_heads": self._query["N"].size, "scale": self._plan.scale}
-        value = self._op(op_type, trimmed, self._joined(), common | attributes, domain=CONTRIB)
-        return View(value, self._axes(ROWS))
+        return self._op(op_type, trimmed, self._joined(), common | attributes, domain=CONTRIB)
 
     def _joined(self) -> Shape:
         sizes = self._result
         return sizes["B"], sizes["S"], sizes["N"] * sizes["D"]
-
-    def _axes(self, labels: Sequence[str]) -> tuple[tuple[Factor, ...], ...]:
-        factors = {factor.label: factor for factor in self._plan.found.result.factors}
-        return tuple(tuple(factors[name] for name in label.split()) for label in labels)
 
     def _read_all(self) -> tuple[list[ir.Value], ir.Value | None]:
         """Query, key and value without the constants that are added to them, and those constants."""
@@ -168,10 +155,20 @@ class Emitter:
         return self._op("Reshape", [swapped, target], (b, s, n * d))
 
     def _project(self, linear: Linear) -> ir.Value:
-        shape = self._shapes[linear.x].shape or ()
-        width = len(linear.columns)
+        x, width = self._input(linear), len(linear.columns)
+        shape = self._shapes[x].shape or ()
         weight = self._lazy("attention_weight", (shape[-1].size or 0, width), linear.weights())
-        return self._op("MatMul", [linear.x, weight], (*shape[:-1], Dim.of(width)))
+        return self._op("MatMul", [x, weight], (*shape[:-1], Dim.of(width)))
+
+    def _input(self, linear: Linear) -> ir.Value:
+        """[batch, positions, features]"""
+        if not linear.swapped:
+            return linear.x
+        length, batch, width = self._shapes[linear.x].shape or ()
+        swap = {"perm": [1, 0, 2]}
+        return self._once(
+            ("input", linear.x), lambda: self._op("Transpose", [linear.x], (batch, length, width), swap)
+        )
 
     def _mask_inputs(self) -> tuple[ir.Value | None, ir.Value | None, dict[str, object]]:
         mask = self._plan.mask
@@ -247,7 +244,10 @@ class Emitter:
     def _length(self, source: Source) -> ir.Value:
         """int64 [1]: how many positions."""
         value = source.x if isinstance(source, Linear) else source.value
-        axis = 2 if isinstance(source, View) and source.labels != ROWS else 1
+        if isinstance(source, Linear):
+            axis = 0 if source.swapped else 1
+        else:
+            axis = 1 if source.labels == ROWS else 2
         one, kind = (ONE,), ir.DataType.INT64
         if self._scope.opset >= 15:
             return self._op("Shape", [value], one, {"start": axis, "end": axis + 1}, dtype=kind)
@@ -279,21 +279,39 @@ class Emitter:
         most = self._with_axes("Unsqueeze", most, [2], (batch, ONE, ONE), kind)
         return self._cast(most, ir.DataType.BOOL)
 
-    def _shaped(self, rows: ir.Value, labels: tuple[str, ...]) -> View:
+    def _shaped(self, rows: ir.Value, tail: Tail) -> ir.Value:
         """Rows as the graph had them."""
+        labels = tail.target.labels
         batch, length, width = self._joined()
         heads, features = self._result["N"], self._result["D"]
         if labels == ("B", "N", "S", "D"):
             target = self._constant("heads_shape", np.array([0, 0, heads.size, features.size], np.int64))
             apart = self._op("Reshape", [rows, target], (batch, length, heads, features))
             shape = (batch, heads, length, features)
-            return View(self._op("Transpose", [apart], shape, {"perm": [0, 2, 1, 3]}), self._axes(labels))
+            return self._op("Transpose", [apart], shape, {"perm": [0, 2, 1, 3]})
         if labels[0].startswith("S"):
             rows = self._op("Transpose", [rows], (length, batch, width), {"perm": [1, 0, 2]})
         if len(labels) == 2:
             target = self._constant("flat_shape", np.array([-1, width.size], np.int64))
             rows = self._op("Reshape", [rows, target], (batch * length, width))
-        return View(rows, self._axes(labels))
+        return rows
+
+    def _projected(self, rows: ir.Value, tail: Tail) -> ir.Value:
+        """The Gemm behind the attention, on [batch, positions, features]."""
+        gemm, width = tail.projection, tail.target.axes[-1][0].size
+        if gemm is None or gemm.inputs[1] is None:
+            return rows
+        weight, tensor = gemm.inputs[1], tensor_of(gemm.inputs[1])
+        if gemm.attributes.get_int("transB", 0) and tensor is not None:
+            sizes = [int(each) for each in tensor.shape.numpy()]
+            weight = self._lazy("projection", (sizes[1], sizes[0]), lambda: tensor.numpy().T)
+        batch, length = self._result["B"], self._result["S"]
+        rows = self._op("MatMul", [rows, weight], (batch, length, width))
+        if len(gemm.inputs) > 2 and gemm.inputs[2] is not None:
+            rows = self._op("Add", [rows, gemm.inputs[2]], (batch, length, width))
+        if tail.target.labels[0] == "B":
+            return rows
+        return self._op("Transpose", [rows], (length, batch, width), {"perm": [1, 0, 2]})
 
     def _with_axes(
         self, op_type: str, value: ir.Value, axes: list[int], shape: Shape, dtype: ir.DataType
@@ -332,7 +350,7 @@ class Emitter:
         return value
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return self._scope.constant(self._plan.found.nodes[-1], f"{self._name}_{name}", array)
+        return self._scope.constant(self._last, f"{self._name}_{name}", array)
 
     def _lazy(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> ir.Value:
         """A weight that is put together when it is read, so that it takes no memory until then."""

@@ -18,7 +18,8 @@ import onnx_ir as ir
 from burnish.passes.base import constant_of, is_op
 from burnish.passes.dims import Dim, product
 from burnish.passes.fusion.axes import ONE, Axis, Factor, View, sources
-from burnish.passes.matching import either_way, made_by, scalar
+from burnish.passes.fusion.scalars import number
+from burnish.passes.matching import either_way, made_by
 from burnish.passes.shapes import Shapes
 
 _MAX_CONSTANT: Final = 1 << 24  # bytes of a constant mask that is looked into: 2048 x 2048 floats
@@ -123,10 +124,14 @@ class MaskReader:
         if is_op(node, "Where") and node is not None:
             return self._either(view, node)
         if is_op(node, "Trilu") and node is not None and view.scale > 0:
-            number = self._everywhere(node.inputs[0])
+            fill = self._everywhere(node.inputs[0])
             causal = _triangle(node, self._shapes) == "above" and view.labels[-2:] == ("S", "T")
-            return Reading((CAUSAL,), number) if number is not None and number < 0 and causal else None
-        if is_op(node, "Sub") and node is not None and scalar(node.inputs[0]) == 1.0:
+            return Reading((CAUSAL,), fill * view.scale) if fill is not None and fill < 0 and causal else None
+        if (
+            is_op(node, "Sub")
+            and node is not None
+            and number(node.inputs[0], self._shapes, max_rank=8) == 1.0
+        ):
             return self._zero_or_one(view, node.inputs[1], inverted=False)
         return self._zero_or_one(view, view.value, inverted=True)
 
@@ -157,9 +162,9 @@ class MaskReader:
             value = node.inputs[0]
         node = made_by(value, "ConstantOfShape")
         if node is not None:
-            number = node.attributes.get("value")
-            return 0.0 if number is None else float(number.as_tensor().numpy().reshape(-1)[0])
-        return scalar(value, max_rank=8)
+            filled = node.attributes.get("value")
+            return 0.0 if filled is None else float(filled.as_tensor().numpy().reshape(-1)[0])
+        return number(value, self._shapes, max_rank=8)
 
     def _allows(self, view: View, inverted: bool) -> Atoms | None:
         """When the element of `view` is not zero; with `inverted`: when it is zero."""
@@ -195,7 +200,7 @@ class MaskReader:
             case "Cast" if self._shapes[node.inputs[0]].dtype in _COUNTS or _is_bool(node.outputs[0]):
                 return self._all(view, node.inputs, inverted)
             case "Equal":
-                sides = [a for a, b in either_way(node) if scalar(b, max_rank=8) == 0.0]
+                sides = [a for a, b in either_way(node) if number(b, self._shapes, max_rank=8) == 0.0]
                 return self._all(view, sides, not inverted) if sides else None
             case "LessOrEqual" | "Less" | "GreaterOrEqual" | "Greater":
                 return self._compared(view, node, inverted)
@@ -248,9 +253,9 @@ class MaskReader:
         if operand is None:
             return None
         operand = _furthest(operand, self._shapes)
-        number = scalar(operand.value, max_rank=8)
-        if number is not None:
-            return None, int(number * operand.scale)
+        constant = number(operand.value, self._shapes, max_rank=8)
+        if constant is not None:
+            return None, int(constant * operand.scale)
         node = operand.value.producer()
         if node is None or operand.scale != 1.0:
             return None
@@ -266,7 +271,7 @@ class MaskReader:
             return None
         factor = view.axes[0][0]
         fits = self._shapes[node.outputs[0]].shape == (factor.size,)
-        start, step = scalar(node.inputs[0]), scalar(node.inputs[2])
+        start, step = (number(node.inputs[i], self._shapes) for i in (0, 2))
         return (factor.label, int(start)) if fits and start is not None and step == 1 else None
 
     def _gathered(self, view: View, node: ir.Node, inverted: bool) -> Atoms | None:

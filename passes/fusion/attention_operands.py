@@ -22,9 +22,11 @@ ROWS: Final = ("B", "S", "N D")
 @final
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """rows = scale * (x @ weight[:, columns] + bias[columns]), with x: [batch, positions, features]."""
+    """rows = scale * (x @ weight[:, columns] + bias[columns])."""
 
     x: ir.Value
+    """[batch, positions, features], or with `swapped` [positions, batch, features]."""
+    swapped: bool
     weight: ir.Value
     transposed: bool
     """`weight` is [out, in] instead of [in, out]."""
@@ -104,7 +106,7 @@ def _linear(view: View, shapes: Shapes) -> Linear | None:
             product = made_by(rows, "MatMul")
             if product is not None and _is_constant(other, shapes, rank=1):
                 node, bias = product, other
-    if node is None or not _is_projection(node, shapes):
+    if node is None or not is_projection(node, shapes):
         return None
     if is_op(node, "Gemm") and len(node.inputs) > 2:
         bias = node.inputs[2]
@@ -117,14 +119,14 @@ def _linear(view: View, shapes: Shapes) -> Linear | None:
     widths.extend([] if bias is None else shapes[bias].static or (0,))
     if any(width != size for width in widths):
         return None
-    return Linear(x, weight, transposed, bias, seen, node, view.scale)
+    return Linear(x.value, x.labels[0] == "S", weight, transposed, bias, seen, node, view.scale)
 
 
 def _product(view: View) -> int:
     return int(np.prod([factor.size.size or 0 for factor in view.axes[-1]]))
 
 
-def _is_projection(node: ir.Node, shapes: Shapes) -> bool:
+def is_projection(node: ir.Node, shapes: Shapes) -> bool:
     """MatMul with a constant matrix, or a Gemm that does nothing else than x @ w + b."""
     if is_op(node, "MatMul"):
         return _is_constant(node.inputs[1], shapes, rank=2)
@@ -141,16 +143,16 @@ def _is_constant(value: ir.Value | None, shapes: Shapes, *, rank: int) -> bool:
     return value is not None and tensor_of(value) is not None and shapes[value].rank == rank
 
 
-def _input(view: View, node: ir.Node, shapes: Shapes) -> ir.Value | None:
-    """The input [batch, positions, features] of a projection whose rows may be in any order."""
+def _input(view: View, node: ir.Node, shapes: Shapes) -> View | None:
+    """The input of a projection whose rows may be in any order; best with the batch first."""
     shape, value = shapes[node.inputs[0]].shape, node.inputs[0]
     if value is None or shape is None or len(shape) != len(view.axes):
         return None
-    found = None
+    found: dict[tuple[str, ...], View] = {}
     for step in sources(View(value, (*view.axes[:-1], (Factor("E", shape[-1]),))), shapes):
-        if step.labels == ("B", "S", "E") and step.scale == 1.0:
-            found = step.value
-    return found
+        if step.scale == 1.0:
+            found[step.labels] = step
+    return found.get(("B", "S", "E")) or found.get(("S", "B", "E"))
 
 
 def _tensor(value: ir.Value) -> ir.TensorProtocol:

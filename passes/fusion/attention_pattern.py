@@ -12,7 +12,8 @@ from burnish.passes.base import is_op
 from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Frame, Term
 from burnish.passes.fusion.axes import Factor, View
-from burnish.passes.matching import either_way, made_by, scalar
+from burnish.passes.fusion.scalars import number
+from burnish.passes.matching import either_way, made_by
 from burnish.passes.shapes import Shape, Shapes
 
 _MAX_STEPS: Final = 12  # between the product of query and key and the softmax
@@ -127,8 +128,8 @@ def _default_scale(query: View) -> float | None:
 
 
 def _decomposed(softmax: ir.Node, shapes: Shapes) -> Found | str | None:
-    scores = _scores(softmax.inputs[0])
-    outcome = _weighted(softmax)
+    scores = _scores(softmax.inputs[0], shapes)
+    outcome = _weighted(softmax, shapes)
     if scores is None or outcome is None:
         return None
     if isinstance(scores, str) or isinstance(outcome, str):
@@ -152,10 +153,10 @@ def _decomposed(softmax: ir.Node, shapes: Shapes) -> Found | str | None:
     )  # fmt: skip
 
 
-def _weighted(softmax: ir.Node) -> tuple[tuple[ir.Node, ...], ir.Node] | str | None:
+def _weighted(softmax: ir.Node, shapes: Shapes) -> tuple[tuple[ir.Node, ...], ir.Node] | str | None:
     """The guard against NaN after a softmax, and the product with the values."""
     weights = softmax.outputs[0]
-    guard = _nan_guard(weights)
+    guard = _nan_guard(weights, shapes)
     if guard is not None:
         weights = guard[-1].outputs[0]
     users = [use.node for use in weights.uses()]
@@ -169,7 +170,7 @@ def _weighted(softmax: ir.Node) -> tuple[tuple[ir.Node, ...], ir.Node] | str | N
     return guard or (), near[0]
 
 
-def _nan_guard(weights: ir.Value) -> tuple[ir.Node, ir.Node] | None:
+def _nan_guard(weights: ir.Value, shapes: Shapes) -> tuple[ir.Node, ir.Node] | None:
     """Where(IsNaN(weights), 0, weights)."""
     nodes = {use.node for use in weights.uses()}
     for test in nodes:
@@ -177,7 +178,7 @@ def _nan_guard(weights: ir.Value) -> tuple[ir.Node, ir.Node] | None:
             if (
                 len(nodes) == 2 and is_op(test, "IsNaN") and is_op(choice, "Where")
                 and choice.inputs[0] is test.outputs[0] and choice.inputs[2] is weights
-                and scalar(choice.inputs[1]) == 0.0 and len(test.outputs[0].uses()) == 1
+                and number(choice.inputs[1], shapes) == 0.0 and len(test.outputs[0].uses()) == 1
             ):  # fmt: skip
                 return test, choice
     return None
@@ -186,7 +187,7 @@ def _nan_guard(weights: ir.Value) -> tuple[ir.Node, ir.Node] | None:
 _Scores = tuple[ir.Node, tuple[ir.Node, ...], float, list[Term]]
 
 
-def _scores(value: ir.Value | None) -> _Scores | str | None:
+def _scores(value: ir.Value | None, shapes: Shapes) -> _Scores | str | None:
     """The product behind the scores; the nodes after it, the factor on it, and what masks it."""
     nodes: list[ir.Node] = []
     scale, terms = 1.0, list[Term]()
@@ -199,7 +200,7 @@ def _scores(value: ir.Value | None) -> _Scores | str | None:
         if _is_product(node):
             return node, tuple(reversed(nodes)), scale, terms[::-1]
         nodes.append(node)
-        step = _step(node)
+        step = _step(node, shapes)
         if step is None:
             return None
         value, factor, term = step
@@ -210,29 +211,29 @@ def _scores(value: ir.Value | None) -> _Scores | str | None:
     return None
 
 
-def _step(node: ir.Node) -> tuple[ir.Value, float, Term | None] | None:
+def _step(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, float, Term | None] | None:
     """One step back from masked or scaled scores: (scores, factor, mask)."""
     if node.op_type == "Where":
-        return _filled(node)
+        return _filled(node, shapes)
     if node.op_type == "Identity" and node.inputs[0] is not None:
         return node.inputs[0], 1.0, None
     for scores, other in either_way(node):
-        number = scalar(other, max_rank=4)
+        factor = number(other, shapes, max_rank=4)
         if node.op_type == "Add" and _leads_to_product(scores):
             return scores, 1.0, Term("add", other)
-        if node.op_type == "Mul" and number is not None:
-            return scores, number, None
-        if node.op_type == "Div" and number and other is node.inputs[1]:
-            return scores, 1.0 / number, None
+        if node.op_type == "Mul" and factor is not None:
+            return scores, factor, None
+        if node.op_type == "Div" and factor and other is node.inputs[1]:
+            return scores, 1.0 / factor, None
     return None
 
 
-def _filled(node: ir.Node) -> tuple[ir.Value, float, Term | None] | None:
+def _filled(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, float, Term | None] | None:
     condition, yes, no = node.inputs
     for scores, other, inverted in ((no, yes, False), (yes, no, True)):
-        number = scalar(other, max_rank=4)
-        if scores is not None and condition is not None and number is not None:
-            return scores, 1.0, Term("fill", condition, number, inverted)
+        fill = number(other, shapes, max_rank=4)
+        if scores is not None and condition is not None and fill is not None:
+            return scores, 1.0, Term("fill", condition, fill, inverted)
     return None
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.dims import Dim, product
-from burnish.passes.matching import scalar
+from burnish.passes.fusion.scalars import number
 from burnish.passes.shape_rules import transpose_perm
 from burnish.passes.shapes import Shapes
 
@@ -122,16 +122,14 @@ def _same(view: View, node: ir.Node, _: Shapes) -> View | None:
     return None if source is None else View(source, view.axes, view.scale)
 
 
-def _scaled(view: View, node: ir.Node, _: Shapes) -> View | None:
+def _scaled(view: View, node: ir.Node, shapes: Shapes) -> View | None:
     a, b = node.inputs
-    factor = scalar(b, max_rank=len(view.axes))
+    factor = number(b, shapes, max_rank=len(view.axes))
     if factor is None and node.op_type == "Mul":
-        a, factor = b, scalar(a, max_rank=len(view.axes))
-    if a is None or factor is None or (a.shape is not None and len(a.shape) != len(view.axes)):
+        a, factor = b, number(a, shapes, max_rank=len(view.axes))
+    if a is None or not factor or shapes[a].rank != len(view.axes):
         return None
-    if node.op_type == "Div":
-        factor = 1.0 / factor if factor else None
-    return None if factor is None else View(a, view.axes, view.scale * factor)
+    return View(a, view.axes, view.scale * factor if node.op_type == "Mul" else view.scale / factor)
 
 
 def _transpose(view: View, node: ir.Node, _: Shapes) -> View | None:
