@@ -7,8 +7,8 @@ from typing import Final
 from burnish.passes.recipe import Recipe
 
 _CLEAN_UP: Final = (
-    "remove-identity,fold-constants,simplify-shapes,eliminate-common-subexpressions,"
-    "deduplicate-initializers,remove-unused"
+    "remove-identity,fold-constants,remove-no-op,simplify-shapes,simplify-indices,merge-reshapes,"
+    "remove-expand,eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
 _FUSE: Final = "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
 

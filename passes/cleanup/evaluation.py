@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import onnx
@@ -11,6 +12,39 @@ import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
 from burnish.passes.shapes import tensor_of
+
+MOVING: Final = frozenset(
+    {
+        "Cast", "Compress", "Concat", "ConstantOfShape", "DepthToSpace", "Expand", "EyeLike", "Flatten",
+        "Gather", "GatherElements", "GatherND", "Identity", "OneHot", "Pad", "Reshape", "ReverseSequence",
+        "ScatterElements", "ScatterND", "Shape", "Size", "Slice", "SpaceToDepth", "Split", "Squeeze",
+        "Tile", "Transpose", "Trilu", "Unsqueeze", "Where",
+    }
+)  # fmt: skip
+"""Operators that move elements, at the speed of memory."""
+
+EXACT: Final = MOVING | frozenset(
+    {
+        "Abs", "Add", "And", "ArgMax", "ArgMin", "BitShift", "BitwiseAnd", "BitwiseNot", "BitwiseOr",
+        "BitwiseXor", "Ceil", "Clip", "Div", "Equal", "Floor", "Greater", "GreaterOrEqual", "IsInf",
+        "IsNaN", "Less", "LessOrEqual", "Max", "Min", "Mod", "Mul", "Neg", "NonZero", "Not", "Or",
+        "PRelu", "Range", "Reciprocal", "ReduceMax", "ReduceMin", "Relu", "Round", "Sign", "Sqrt", "Sub",
+        "TopK", "Unique", "Xor",
+    }
+)  # fmt: skip
+"""Operators whose result is rounded once at most, so that every implementation agrees on it."""
+
+CLOSE: Final = frozenset(
+    {
+        "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BlackmanWindow", "Celu", "Cos", "Cosh",
+        "CumSum", "Dropout", "Einsum", "Elu", "Erf", "Exp", "Gelu", "Gemm", "HammingWindow", "HannWindow",
+        "HardSigmoid", "HardSwish", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "MatMul",
+        "Mean", "Mish", "Pow", "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum",
+        "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Selu", "Sigmoid",
+        "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "Sum", "Tan", "Tanh", "ThresholdedRelu",
+    }
+)  # fmt: skip
+"""Operators whose result differs in the last bits: good in float32, too coarse in half precision."""
 
 
 def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:

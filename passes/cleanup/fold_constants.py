@@ -11,25 +11,15 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_op
-from burnish.passes.cleanup.evaluation import evaluate
+from burnish.passes.cleanup.evaluation import CLOSE, EXACT, MOVING, evaluate
 from burnish.passes.cleanup.inline_branch import inline_branch
 from burnish.passes.editing import Editor
 from burnish.passes.shapes import Fact, Shapes, tensor_of
 
-_NEVER: Final = frozenset(
-    {
-        "Bernoulli", "Constant", "DequantizeLinear", "DynamicQuantizeLinear", "Multinomial", "QuantizeLinear",
-        "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike",
-    }
-)  # fmt: skip
-# What numpy does at the speed of memory; anything else is evaluated by slow reference code.
-_FAST: Final = frozenset(
-    {
-        "Add", "Cast", "Concat", "Div", "Expand", "Flatten", "Gather", "Identity", "Mul", "Neg", "Reshape",
-        "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
-    }
-)  # fmt: skip
+# What numpy does in one sweep; other operators are evaluated by slow reference code.
+_FAST: Final = MOVING | {"Add", "Div", "Mul", "Neg", "Sqrt", "Sub"}
 _SLOW_LIMIT: Final = 1 << 20
+_HALVES: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Their result is never larger than their input, but its size depends on the values.
 _DATA_DEPENDENT: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
 
@@ -43,8 +33,9 @@ class FoldConstants(Pass):
     or goes.
 
     Kept: what would make the model grow by more than `max_bytes`; QuantizeLinear and DequantizeLinear (the
-    weights would leave int8); random operators; Constant nodes in functions, which cannot hold initializers,
-    and in models older than IR version 4. A folded output of the graph becomes a Constant node.
+    weights would leave int8); random operators and those that implementations disagree about, such as Resize
+    and Attention; Constant nodes in functions, which cannot hold initializers, and in models older than IR
+    version 4. A folded output of the graph becomes a Constant node.
     """
 
     name: ClassVar[str] = "fold-constants"
@@ -127,12 +118,22 @@ class _Folder:
         return [cast]
 
     def _is_foldable(self, node: ir.Node) -> bool:
-        if node.domain or node.op_type in _NEVER or any(bodies(node)):
+        if node.domain or node.op_type not in self._allowed(node) or any(bodies(node)):
             return False
         if is_op(node, "Dropout") and len(node.inputs) > 2:
             return False
         present = [value for value in node.inputs if value is not None]
         return bool(present) and all(tensor_of(value) is not None for value in present)
+
+    def _allowed(self, node: ir.Node) -> frozenset[str]:
+        """Half precision is only moved, apart from single numbers.
+
+        The CPU provider computes it in float32 and leaves out roundings in between, a Cast to it included.
+        """
+        facts = [self._shapes[value] for value in (*node.inputs, *node.outputs)]
+        if not any(fact.dtype in _HALVES for fact in facts):
+            return EXACT | CLOSE
+        return (EXACT if all(fact.rank == 0 for fact in facts) else MOVING) - {"Cast"}
 
     def _pays(self, node: ir.Node) -> bool:
         """True when the result is small enough beside what goes; says why when it is not."""

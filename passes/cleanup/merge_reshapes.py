@@ -18,6 +18,7 @@ from burnish.passes.shapes import Call, Shape, Shapes
 
 _RESHAPES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 _FIRST_OPSET_WITH_AXES_INPUT: Final = 13
+_LONGEST: Final = 16  # how far a chain is followed at a time
 
 
 @final
@@ -208,9 +209,9 @@ def _feeds_only(node: ir.Node, user: ir.Node) -> bool:
 
 def _roots(node: ir.Node) -> Iterator[ir.Value]:
     """What a chain of reshapes starts from, then the results along it, without the node's own input."""
-    values = []
+    values: list[ir.Value] = []
     maker = _maker(node, *_RESHAPES)
-    while maker is not None and maker.inputs[0] is not None:
+    while maker is not None and maker.inputs[0] is not None and len(values) < _LONGEST:
         values.append(maker.inputs[0])
         maker = _maker(maker, *_RESHAPES)
     yield from reversed(values)

@@ -1,0 +1,162 @@
+"""ONNX's own node tests, before and after the passes, on onnxruntime with its optimiser off.
+
+None of the cases has an initializer, so each is run twice: as it is, and with its inputs frozen to constants.
+"""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from functools import cache
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from onnx import numpy_helper
+from onnx.backend.test.case.test_case import TestCase as Case
+from onnx.backend.test.loader import load_model_tests
+
+from burnish.difference import difference
+from burnish.errors import ModelError
+from burnish.model import to_bytes
+from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.registry import PASSES, load_pass
+from burnish.runtime.reference import Reference
+
+NEWEST_OPSET = 26  # of onnxruntime 1.31.1
+NEWEST_IR = 13
+Feeds = dict[str, object]
+
+
+@cache
+def cases() -> list[Case]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return sorted(load_model_tests(kind="node"), key=lambda case: case.name)
+
+
+def safe_passes() -> list[Pass]:
+    """Every registered pass that promises the same numbers and needs nothing but the graph."""
+    loaded = [load_pass(name) for name in PASSES]
+    return [cls() for cls in loaded if cls.numerics is not Numerics.LOSSY]
+
+
+def runnable(case: Case, *, frozen: bool) -> tuple[onnx.ModelProto, Feeds]:
+    """The model restamped to what onnxruntime knows, and its feeds; frozen ones become initializers."""
+    model = onnx.ModelProto.FromString(case.model.SerializeToString())
+    for imported in model.opset_import:
+        if not imported.domain:
+            imported.version = min(imported.version, NEWEST_OPSET)
+    model.ir_version = min(max(model.ir_version, 4 if frozen else 1), NEWEST_IR)
+    feeds = {}
+    for info, data in zip(list(model.graph.input), case.data_sets[0][0], strict=False):
+        value = numpy_helper.to_array(data) if isinstance(data, onnx.TensorProto) else data
+        tensor = (
+            None if not frozen or isinstance(value, list) or value is None else as_tensor(value, info.name)
+        )
+        if tensor is None:
+            feeds[info.name] = value
+        else:
+            model.graph.initializer.append(tensor)
+            model.graph.input.remove(info)
+    return model, feeds
+
+
+def as_tensor(value: object, name: str) -> onnx.TensorProto | None:
+    try:
+        return numpy_helper.from_array(np.asarray(value), name)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
+def run(model: bytes, feeds: Mapping[str, object]) -> dict[str, object]:
+    return dict(Reference(model)(feeds))  # type: ignore[arg-type]
+
+
+def same(a: object, b: object, tolerance: float) -> bool:
+    if isinstance(a, list) or isinstance(b, list):
+        pair = isinstance(a, list) and isinstance(b, list) and len(a) == len(b)
+        return pair and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+    if a is None or b is None:
+        return a is b
+    return difference("", np.asarray(a), np.asarray(b)).within(tolerance)
+
+
+def outcome(case: Case, passes: list[Pass], *, frozen: bool) -> tuple[str, int]:
+    """What became of one case, and how many rewrites were made in it."""
+    model, feeds = runnable(case, frozen=frozen)
+    try:
+        expected = run(model.SerializeToString(), feeds)
+    except ModelError:
+        return "not runnable", 0
+    if not all(
+        same(value, again, 0.0) for value, again in pairs(expected, run(model.SerializeToString(), feeds))
+    ):
+        return "random", 0
+    rewritten, rewrites = ir.from_proto(model), 0
+    for pass_ in passes:
+        rewrites += pass_.rewrite(rewritten, Context())
+    after = to_bytes(rewritten)
+    if interface(onnx.ModelProto.FromString(after)) != interface(model):
+        return "INTERFACE", rewrites
+    try:
+        actual = run(after, feeds)
+    except ModelError as error:
+        return f"INVALID {error.what[:200]}", rewrites
+    tolerance = max((pass_.numerics.tolerance for pass_ in passes), default=0.0)
+    equal = all(same(a, b, tolerance) for a, b in pairs(expected, actual))
+    return ("same" if equal else "DIFFERENT"), rewrites
+
+
+def pairs(a: dict[str, object], b: dict[str, object]) -> Iterator[tuple[object, object]]:
+    assert a.keys() == b.keys()
+    return ((a[name], b[name]) for name in a)
+
+
+def interface(model: onnx.ModelProto) -> list[bytes]:
+    return [info.SerializeToString(deterministic=True) for info in (*model.graph.input, *model.graph.output)]
+
+
+def sweep(
+    chosen: list[Case], passes: list[Pass], *, frozen: bool
+) -> tuple[Counter[str], dict[str, str], int]:
+    """Counts of outcomes, the failures by case, and the rewrites made."""
+    counts, failures, rewrites = Counter[str](), dict[str, str](), 0
+    for case in chosen:
+        try:
+            result, made = outcome(case, passes, frozen=frozen)
+        except Exception as error:  # noqa: BLE001 - every exception is a finding, whatever its kind
+            result, made = f"EXCEPTION {type(error).__name__}: {error}"[:300], 0
+        counts[result.split()[0]] += 1
+        rewrites += made
+        if result.split()[0].isupper():
+            failures[case.name] = result
+    return counts, failures, rewrites
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["as is", "frozen"])
+def test_every_twelfth_case_is_the_same_after_all_passes(frozen: bool) -> None:
+    counts, failures, rewrites = sweep(cases()[::12], safe_passes(), frozen=frozen)
+    assert failures == {}
+    assert counts["same"] >= 110, counts
+    assert rewrites >= (110 if frozen else 20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [False, True], ids=["as is", "frozen"])
+def test_every_case_is_the_same_after_all_passes(frozen: bool) -> None:
+    counts, failures, rewrites = sweep(cases(), safe_passes(), frozen=frozen)
+    assert failures == {}
+    assert counts["same"] >= 1460, counts
+    assert rewrites >= (1460 if frozen else 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PASSES)
+def test_every_case_is_the_same_after_each_pass_alone(name: str) -> None:
+    pass_ = load_pass(name)()
+    if pass_.numerics is Numerics.LOSSY:
+        pytest.skip("it may change the numbers")
+    counts, failures, _ = sweep(cases(), [pass_], frozen=True)
+    assert failures == {}
+    assert counts["same"] >= 1460, counts
