@@ -14,7 +14,7 @@ from burnish.benchmarks.demo.keep import Keeper
 TRAINING: Final = 747
 """Of 1,797 images, so that 1,050 are held out."""
 
-EPOCHS: Final = 20
+EPOCHS: Final = 10
 CALIBRATION: Final = 64
 _BATCH: Final = 32
 _RATE: Final = 3e-3

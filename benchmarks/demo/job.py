@@ -122,6 +122,7 @@ def make_artifacts(job: Job, output: Path, stages: Stages) -> None:
 
 
 def _save(artifact: Artifact, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     artifact.save(folder)
 

@@ -54,7 +54,7 @@ def sha256(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             return dict(found)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return None
