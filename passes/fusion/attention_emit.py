@@ -109,8 +109,8 @@ class Emitter:
         trimmed = list(inputs)
         while trimmed[-1] is None:
             trimmed.pop()
-        common = {"num_heads": self._query["N"].size, "scale": self._plan.scale}
-        return self._op(op_type, trimmed, self._joined(), common | attributes, domain=CONTRIB)
+        common: dict[str, object] = {"num_heads": self._query["N"].size, "scale": self._plan.scale}
+        return self._op(op_type, trimmed, self._joined(), common | dict(attributes), domain=CONTRIB)
 
     def _joined(self) -> Shape:
         sizes = self._result

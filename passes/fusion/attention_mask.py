@@ -187,9 +187,10 @@ class MaskReader:
         seen = (array == 0) if inverted else (array != 0)
         if seen.all():
             return ()
-        square = seen.reshape(seen.shape[-2:]) if seen.size == math.prod(seen.shape[-2:]) else None
-        looks_back = view.labels[-2:] == ("S", "T") and square is not None
-        return (CAUSAL,) if looks_back and np.array_equal(square, np.tril(np.ones_like(square))) else None
+        if view.labels[-2:] != ("S", "T") or seen.size != math.prod(seen.shape[-2:]):
+            return None
+        square = seen.reshape(seen.shape[-2:])
+        return (CAUSAL,) if np.array_equal(square, np.tril(np.ones_like(square))) else None
 
     def _computed(self, view: View, node: ir.Node, inverted: bool) -> Atoms | None:
         match node.op_type:
@@ -277,7 +278,8 @@ class MaskReader:
     def _gathered(self, view: View, node: ir.Node, inverted: bool) -> Atoms | None:
         """data[i, j], where i and j count the positions of two axes of the scores."""
         data, joined = node.inputs[0], made_by(node.inputs[1], "Concat")
-        if data is None or joined is None or node.attributes.get_int("batch_dims", 0):
+        batched = node.attributes.get_int("batch_dims", 0)
+        if data is None or joined is None or batched:
             return None
         places = View(joined.outputs[0], (*view.axes, ()))
         counters = [self._counter(places, part) for part in joined.inputs]

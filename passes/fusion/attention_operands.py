@@ -167,8 +167,11 @@ def split_bias(rows: View, dying: Iterable[ir.Node], shapes: Shapes) -> tuple[ir
     add = made_by(rows.value, "Add")
     if add is not None and add in dying:
         for plain, bias in either_way(add):
-            same = shapes[plain].shape == shapes[rows.value].shape
-            if same and _is_constant(bias, shapes, rank=1) and shapes[bias].shape == shapes[plain].shape[-1:]:
+            shape = shapes[plain].shape
+            fits = (
+                shape is not None and shape == shapes[rows.value].shape and shapes[bias].shape == shape[-1:]
+            )
+            if fits and _is_constant(bias, shapes, rank=1):
                 return plain, bias
     return rows.value, None
 

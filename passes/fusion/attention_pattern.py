@@ -143,14 +143,13 @@ def _decomposed(softmax: ir.Node, shapes: Shapes) -> Found | str | None:
     known = [(v, shapes[v].shape) for v in operands if v is not None]
     if any(shape is None or len(shape) != 4 for _, shape in known) or len(known) < 3:
         return "query, key and value do not provably have 4 dims: batch, heads, positions, features"
-    views = [
+    query, key, value = (
         heads_apart(value, shape or (), order)
         for (value, shape), order in zip(known, ("BNSD", "BNDS", "BNSD"), strict=True)
-    ]
-    return Found(
-        (product, *chain, softmax, *guard, weighted), *views,
-        _result(weighted.outputs[0], views[0], views[2]), scale, terms=tuple(terms), guarded=bool(guard),
-    )  # fmt: skip
+    )
+    nodes = (product, *chain, softmax, *guard, weighted)
+    result = _result(weighted.outputs[0], query, value)
+    return Found(nodes, query, key, value, result, scale, tuple(terms), guarded=bool(guard))
 
 
 def _weighted(softmax: ir.Node, shapes: Shapes) -> tuple[tuple[ir.Node, ...], ir.Node] | str | None:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from burnish.passes.base import is_op
 from burnish.passes.fusion.attention_operands import ROWS, is_projection
-from burnish.passes.fusion.axes import Factor, View, forward
+from burnish.passes.fusion.axes import Factor, View, forward, only_user
 from burnish.passes.shapes import Shapes
 
 _CHEAP: Final = (ROWS, ("S", "B", "N D"), ("B S", "N D"), ("S B", "N D"))
@@ -43,12 +43,11 @@ def find_tail(result: View, shapes: Shapes, *, joined: bool) -> Tail:
 
 
 def _projected(nodes: tuple[ir.Node, ...], target: View, shapes: Shapes) -> Tail | None:
-    users = target.value.uses()
-    if target.labels[1:] != ("N D",) or len(users) != 1 or target.value.is_graph_output():
+    gemm = only_user(target.value)
+    if gemm is None or target.labels[1:] != ("N D",) or not is_op(gemm, "Gemm"):
         return None
-    gemm = users[0].node
     size = shapes[gemm.outputs[0]].shape
-    if users[0].idx != 0 or not is_op(gemm, "Gemm") or not is_projection(gemm, shapes) or size is None:
+    if size is None or not is_projection(gemm, shapes):
         return None
     out = View(gemm.outputs[0], (target.axes[0], (Factor("E", size[-1]),)))
     behind: list[ir.Node] = []

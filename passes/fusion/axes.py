@@ -246,17 +246,21 @@ _STEPS: Final[dict[str, Callable[[View, ir.Node, Shapes], View | None]]] = {
 }  # fmt: skip
 
 
+def only_user(value: ir.Value) -> ir.Node | None:
+    """The one node that reads a value as its first input, if nothing else uses it."""
+    uses = list(value.uses())
+    alone = len(uses) == 1 and uses[0].idx == 0 and not value.is_graph_output()
+    return uses[0].node if alone else None
+
+
 def forward(view: View, shapes: Shapes) -> Iterator[tuple[View, ir.Node | None]]:
     """The view, then the same elements in what its only user makes of them by Transpose or Reshape."""
     node: ir.Node | None = None
     step: View | None = view
     while step is not None:
         yield step, node
-        users = step.value.uses()
-        if len(users) != 1 or step.value.is_graph_output():
-            return
-        node = users[0].node
-        step = _onward(step, node, shapes) if users[0].idx == 0 else None
+        node = only_user(step.value)
+        step = None if node is None else _onward(step, node, shapes)
 
 
 def _onward(view: View, node: ir.Node, shapes: Shapes) -> View | None:

@@ -1,0 +1,116 @@
+"""Attention(x, w, b)  ->  MultiHeadAttention(*Split(x @ w + b)), both of com.microsoft"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.matching import CONTRIB, Scope, scopes
+from burnish.passes.shapes import Shapes
+
+_KEPT: Final = ("num_heads", "scale", "mask_filter_value", "unidirectional")
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class UnpackAttention(Pass):
+    """Take the projection of query, key and value out of com.microsoft::Attention.
+
+    It stays one matrix, as a MatMul and an Add, which quantisation can make int8. Kept as they are:
+    attentions with a cache, with rotary embedding, or with a mask that is not [batch, keys].
+    """
+
+    name: ClassVar[str] = "unpack-attention"
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        """Return how many projections were taken out."""
+        shapes = Shapes(model)
+        return sum(
+            _unpack(node, scope, shapes, context)
+            for scope in scopes(model)
+            for node in list(scope.graph)
+            if is_op(node, "Attention", CONTRIB)
+        )
+
+
+def _unpack(node: ir.Node, scope: Scope, shapes: Shapes, context: Context) -> bool:
+    widths = _widths(node, shapes)
+    why = _obstacle(node, shapes, context)
+    if why is None and widths is None:
+        why = "the sizes of query, key and value are not known"
+    if why is not None:
+        context.miss(node, why)
+    if why is not None or widths is None or not context.permit(node):
+        return False
+    x, weight, bias, mask, _, biases = _inputs(node)
+    product = ir.node("MatMul", [x, weight])
+    new = [_typed(product, node, sum(widths), scope)]
+    if bias is not None:
+        new.append(_typed(ir.node("Add", [product.outputs[0], bias]), node, sum(widths), scope))
+    parts = _split(new[-1].outputs[0], node, widths, scope)
+    inputs = [*parts.outputs, None, mask, biases]
+    while inputs[-1] is None:
+        inputs.pop()
+    attributes = [node.attributes[key] for key in _KEPT if key in node.attributes]
+    fused = ir.Node(CONTRIB, "MultiHeadAttention", inputs, attributes)
+    scope.replace([node], [*new, parts, fused], {node.outputs[0]: fused.outputs[0]}, UnpackAttention.name)
+    return True
+
+
+def _inputs(node: ir.Node) -> list[ir.Value | None]:
+    """The six inputs without those of a cache's lengths: x, weight, bias, mask, past, bias on scores."""
+    return [*node.inputs, *[None] * 6][:6]
+
+
+def _obstacle(node: ir.Node, shapes: Shapes, context: Context) -> str | None:
+    if not context.target.has_kernel(CONTRIB, "MultiHeadAttention"):
+        return f"target {context.target.name} has no {CONTRIB}::MultiHeadAttention"
+    present = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
+    if present or any(value is not None for value in (_inputs(node)[4], *node.inputs[6:])):
+        return "it has a key and value cache"
+    if node.attributes.get_int("do_rotary", 0):
+        return "it rotates its inputs"
+    mask = _inputs(node)[3]
+    if mask is not None and shapes[mask].rank != 2:
+        return "its mask is not provably [batch, keys]"
+    return None
+
+
+def _widths(node: ir.Node, shapes: Shapes) -> list[int] | None:
+    """Features of query, key and value in the packed matrix."""
+    sizes = node.attributes.get("qkv_hidden_sizes")
+    if sizes is not None:
+        return list(sizes.as_ints())
+    known = [shapes[value].static for value in node.inputs[1:3]]
+    total = next((shape[-1] for shape in known if shape), 0)
+    return [total // 3] * 3 if total and total % 3 == 0 else None
+
+
+def _split(value: ir.Value, node: ir.Node, widths: list[int], scope: Scope) -> ir.Node:
+    if scope.opset < 13:
+        split = ir.node("Split", [value], {"axis": 2, "split": widths}, num_outputs=3)
+    else:
+        sizes = scope.constant(node, f"{node.outputs[0].name}_sizes", np.array(widths, np.int64))
+        split = ir.node("Split", [value, sizes], {"axis": 2}, num_outputs=3)
+    for output, name, width in zip(split.outputs, ("query", "key", "value"), widths, strict=True):
+        _describe(output, node, width, scope.fresh(f"{node.outputs[0].name}_{name}"))
+    return split
+
+
+def _typed(new: ir.Node, node: ir.Node, width: int, scope: Scope) -> ir.Node:
+    name = scope.fresh(f"{node.outputs[0].name}_{new.op_type.lower()}")
+    _describe(new.outputs[0], node, width, name)
+    return new
+
+
+def _describe(value: ir.Value, node: ir.Node, width: int, name: str) -> None:
+    """Name, type and shape [batch, positions, width] of a value on the way."""
+    like = node.outputs[0]
+    value.name, value.type = name, like.type
+    if like.shape is not None and len(like.shape) == 3:
+        value.shape = ir.Shape([like.shape[0], like.shape[1], width])
