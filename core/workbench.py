@@ -79,8 +79,9 @@ class Workbench:
 
         with model_file(expose(model, names)) as source:
             ranges = calibrate(
-                source, self._samples, names, method=self._calibration, progress=self._progress
-            )
+                source, self._samples, names, method=self._calibration,
+                specs=self._interface.inputs, progress=self._progress,
+            )  # fmt: skip
         return {name: Range(low, high) for name, (low, high) in ranges.items()}
 
     def probe(self, model: ir.Model, names: Sequence[str]) -> Arrays:

@@ -130,7 +130,7 @@ def calibrate(
     names: Sequence[str],
     *,
     method: str = "minmax",
-    percent: float = 99.99,
+    percent: float = 99.999,
     specs: Sequence[TensorSpec] = (),
     progress: Callable[[str, int, int], None] | None = None,
     threads: int = 1,

@@ -143,6 +143,7 @@ class _Lowering:
         activation = value.producer()
         if activation is not None and activation is not node and self._saturates(activation, bounds):
             source, name = node.outputs[0], value.name
+            source.type, source.shape = value.type or source.type, value.shape or source.shape
             value.replace_all_uses_with(source, replace_graph_outputs=True)
             graph_of(activation).remove(activation, safe=True)
             value.name, source.name = source.name, name
