@@ -45,7 +45,7 @@ def needed(library: Path) -> tuple[str, ...]:
     try:
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _needed(data) if data[:6] == b"\x7fELF\x02\x01" else ()
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, OverflowError, struct.error):
         return ()
 
 
