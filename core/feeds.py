@@ -169,5 +169,5 @@ def _values(dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.
     if dtype == np.bool_:
         return np.asarray(rng.random(shape) < 0.5)
     if np.issubdtype(dtype, np.integer):
-        return rng.integers(0, min(_FREE_VOCABULARY, np.iinfo(dtype).max), shape).astype(dtype)
+        return rng.integers(0, min(_FREE_VOCABULARY, np.iinfo(dtype.name).max), shape).astype(dtype)
     return rng.standard_normal(shape).astype(dtype)

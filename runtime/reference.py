@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from burnish.errors import ModelError
+from burnish.runtime.faults import ORT_ERRORS
 
 ModelSource = bytes | Path
 """A serialised ModelProto, or the path of a model file (needed where weights are external)."""
@@ -36,15 +37,13 @@ class Reference:
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         levels = ort.GraphOptimizationLevel
-        options.graph_optimization_level = (
-            levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
-        )
+        options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options,
                 providers=["CPUExecutionProvider"],
             )  # fmt: skip
-        except Exception as error:  # noqa: BLE001 - onnxruntime's exceptions have no common base
+        except ORT_ERRORS as error:
             raise ModelError(
                 f"onnxruntime cannot load the model: {error}.",
                 "Look at the node it names.",
@@ -63,7 +62,7 @@ class Reference:
         names = list(outputs) if outputs is not None else list(self.outputs)
         try:
             arrays = self._session.run(names, dict(feeds))
-        except Exception as error:  # noqa: BLE001 - as above
+        except ORT_ERRORS as error:
             raise ModelError(
                 f"The model does not run on this input: {error}.",
                 "Check the shapes of the inputs against the model.",

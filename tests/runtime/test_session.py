@@ -290,7 +290,9 @@ def test_placement_is_read_back(add: bytes) -> None:
 
 
 GELU = """
-    g (float[n, 4] x) => (float[n, 4] y) <float[4] b = {1, 2, 3, 4}, float r = {1.4142135}, float o = {1}, float h = {0.5}> {
+    g (float[n, 4] x) => (float[n, 4] y)
+        <float[4] b = {1, 2, 3, 4}, float r = {1.4142135}, float o = {1}, float h = {0.5}>
+    {
         a = Add (x, b)
         d = Div (a, r)
         e = Erf (d)
