@@ -11,7 +11,7 @@ import onnx_ir as ir
 from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Atom, Term
 from burnish.passes.fusion.attention_operands import ROWS, Linear, split_bias
-from burnish.passes.fusion.attention_plan import CONTRIB, Plan, Source
+from burnish.passes.fusion.attention_plan import CONTRIB, Plan, Source, float_type
 from burnish.passes.fusion.attention_tail import Tail, find_tail
 from burnish.passes.fusion.axes import ONE, View
 from burnish.passes.matching import Scope
@@ -36,7 +36,7 @@ class Emitter:
         self._query = {factor.label: factor.size for factor in found.query.factors}
         self._result = {factor.label: factor.size for factor in found.result.factors}
         self._keys = found.frame.keys
-        self._dtype = shapes[found.query.value].dtype or ir.DataType.FLOAT
+        self._dtype = float_type(found, shapes) or ir.DataType.FLOAT
         self._name = found.result.value.name or "attention"
         self._last = found.nodes[-1]
 

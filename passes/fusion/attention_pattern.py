@@ -195,7 +195,7 @@ def _scores(value: ir.Value | None, shapes: Shapes) -> _Scores | str | None:
         if node is None or len(nodes) > _MAX_STEPS or not _leads_to_product(value):
             return None
         if len(value.uses()) > 1 or value.is_graph_output():
-            return f"the scores before {node.op_type} are used elsewhere too" if terms or nodes else None
+            return "the scores are used elsewhere too"
         if _is_product(node):
             return node, tuple(reversed(nodes)), scale, terms[::-1]
         nodes.append(node)

@@ -111,9 +111,15 @@ def _mismatch(found: Found, operands: list[Operand], shapes: Shapes) -> str | No
         return "query, key and value are not provably of one batch size"
     if None in (query["N"].size, key["N"].size, query["D"].size, value["D"].size):
         return "the number of heads or their size is not constant"
-    if shapes[found.query.value].dtype not in _TYPES:
-        return f"the fused operators do not take {shapes[found.query.value].dtype}"
-    return None
+    dtype = float_type(found, shapes)
+    return None if dtype in _TYPES else f"the fused operators do not take {dtype or 'an unknown type'}"
+
+
+def float_type(found: Found, shapes: Shapes) -> ir.DataType | None:
+    """The type of query, key, value, scores and weights: it is one."""
+    values = (value for node in found.nodes for value in (*node.inputs, *node.outputs))
+    known = (shapes[value].dtype for value in values)
+    return next((dtype for dtype in known if dtype is not None and dtype.is_floating_point()), None)
 
 
 def _sources(operands: list[Operand], dying: frozenset[ir.Node]) -> tuple[Source, Source, Source] | None:
@@ -175,6 +181,9 @@ def _contrib_mask(found: Found, shapes: Shapes) -> Mask | str:
         return mask
     if found.standard or found.causal:
         return "the mask is not provably one of keys, nor a causal one over as many queries as keys"
+    fills = {term.number for term in found.terms if term.kind == "fill"}
+    if not fills <= {-math.inf, _lowest(found, shapes)}:
+        return "what is filled into masked scores cannot be added instead"
     terms = [(term, shapes[term.value].shape) for term in found.terms]
     if not all(shape is not None and _fits(shape, frame) for _, shape in terms):
         return "the mask does not provably broadcast to [batch, heads, queries, keys]"
@@ -208,8 +217,7 @@ def _readable(found: Found, readings: list[Reading], shapes: Shapes) -> Mask | N
 
 
 def _lowest(found: Found, shapes: Shapes) -> float:
-    dtype = shapes[found.query.value].dtype or ir.DataType.FLOAT
-    return float(np.finfo(dtype.numpy()).min)
+    return float(np.finfo((float_type(found, shapes) or ir.DataType.FLOAT).numpy()).min)
 
 
 def _fits(shape: tuple[object, ...], frame: Frame) -> bool:
