@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,9 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 
-import burnish
 from burnish.benchmarks import peer_runner
 from burnish.benchmarks.measure import interleave
 from burnish.checking import DifferentialChecker
@@ -115,11 +114,8 @@ def _time(
 ) -> None:
     feeds = make_feeds(original.manifest.inputs, sizes, seed=0)
     sessions = {name: Session(path, threads=1) for name, path in paths.items()}
-
-    def run(session: Session) -> dict[str, np.ndarray]:
-        return session(feeds)
-
-    timed = interleave({n: (lambda s=s: run(s)) for n, s in sessions.items()}, runs=40, warmup=3)
+    calls = {name: functools.partial(session, feeds) for name, session in sessions.items()}
+    timed = interleave(calls, runs=40, warmup=3)
     for name, measurement in timed.items():
         rows[name].min_ms, rows[name].p50_ms = measurement.min_ms, measurement.p50_ms
         rows[name].speedup = timed["source"].min_ms / measurement.min_ms
@@ -153,8 +149,3 @@ def table(rows: Sequence[PeerRow], title: str) -> Any:
 
 def _cell(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def versions() -> dict[str, str]:
-    """burnish's own version, for the report."""
-    return {"burnish": burnish.__version__}

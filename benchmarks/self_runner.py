@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
+
+from burnish.benchmarks.peer_runner import peak_mb
 
 
 def main(source: str, output: str, measured: str) -> None:
@@ -15,8 +16,7 @@ def main(source: str, output: str, measured: str) -> None:
     started = time.perf_counter()
     burnish.optimize(source, output=output, measured=measured == "measured")
     seconds = time.perf_counter() - started
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": round(seconds, 2), "peak_mb": round(peak_mb)}))
+    print(json.dumps({"seconds": round(seconds, 2), "peak_mb": round(peak_mb())}))
 
 
 if __name__ == "__main__":
