@@ -22,6 +22,8 @@ from typing import Final
 
 import onnxruntime as ort
 
+CUDNN: Final = "libcudnn.so.9"
+"""The CUDA provider opens it when a node needs it, so it is not among the needed ones."""
 CUDA_FIX: Final = 'pip install "onnxruntime-gpu[cuda,cudnn]"'
 TENSORRT_FIX: Final = 'pip install "tensorrt-cu13>=10,<11"'
 OPENVINO_FIX: Final = "pip install onnxruntime-ep-openvino"
@@ -53,6 +55,11 @@ def missing(library: Path) -> tuple[str, ...]:
     """Names of needed libraries that cannot be loaded now, the ones below them included."""
     found = (_culprit(name) for name in needed(library))
     return tuple(dict.fromkeys(name for name in found if name is not None))
+
+
+def loads(name: str) -> bool:
+    """True when that shared library can be loaded now (always, where that is not known: not Linux)."""
+    return _culprit(name) is None
 
 
 def fixes(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final, final
@@ -22,6 +23,7 @@ Configure = Callable[[ort.SessionOptions], None]
 
 CPU: Final = "CPUExecutionProvider"
 _SILENT: Final = 4  # log fatal messages only: errors arrive as exceptions, and would be said twice
+_PROVIDER_FAULT: Final = re.compile(r"ExecutionProvider|CUDA|CUDNN|cuBLAS|TensorRT|OpenVINO", re.IGNORECASE)
 # What onnxruntime's GPU providers leave on the CPU on purpose, although they have kernels for it: arithmetic
 # on shapes (core/framework/fallback_cpu_capability.cc). Any other op on the CPU is a fallback.
 SHAPE_OPS: Final = frozenset(
@@ -91,7 +93,7 @@ class Opener:
         except ORT_ERRORS as error:
             if is_fallback(error):
                 raise _Refused from error
-            if self.provider != "cpu" and "ExecutionProvider" in str(error):
+            if self.provider != "cpu" and _PROVIDER_FAULT.search(str(error)):
                 raise ProviderError(
                     f"Provider {self.provider!r} does not start: {message(error)}.",
                     "Run `burnish doctor` for what is missing on this machine.",

@@ -163,10 +163,17 @@ def profile_shapes(inputs: Sequence[TensorSpec], ranges: Mapping[str, DimRange])
     range.
 
     Raises:
-        InputError: a dynamic dim of an input is not in `ranges`; TensorRT wants all or none.
+        InputError: a dynamic dim of an input is not in `ranges` (TensorRT wants all or none), or the
+            inputs are not known (OPTIONS).
     """
     if not ranges:
         return {}
+    if not inputs:
+        raise InputError(
+            "A TensorRT profile is given for a model whose inputs are not known before it is loaded.",
+            "Load an artifact, which knows its inputs, or leave the profile out.",
+            code="OPTIONS",
+        )
     sizes = {name: _sizes(allowed) for name, allowed in ranges.items()}
     built = {}
     for index, kind in enumerate(("min", "opt", "max")):

@@ -72,7 +72,7 @@ def availability(name: str) -> Availability:
     libraries.preload()
     missing = libraries.missing(libraries.provider_library(name))
     if not missing:
-        return Availability(name, True, "all its libraries load")
+        return _complete(name)
     why = f"{', '.join(missing)} cannot be loaded"
     if name == "tensorrt" and "libnvinfer.so.10" in missing and _other_tensorrt():
         why += f" ({_other_tensorrt()} is installed: the wrong major version)"
@@ -110,6 +110,13 @@ def plugin_devices(name: str, options: Options) -> list[ort.OrtEpDevice]:
         known = [d.ep_metadata.get("ov_device", "?") for d in devices]
         raise ProviderError(f"OpenVINO offers no device {wanted!r} on this machine.", nearest(wanted, known))
     return chosen[:1]
+
+
+def _complete(name: str) -> Availability:
+    if name != "cuda" or libraries.loads(libraries.CUDNN):
+        return Availability(name, True, "all its libraries load")
+    why = f"works without cuDNN ({libraries.CUDNN} cannot be loaded): nodes that need it, such as Conv, fail"
+    return Availability(name, True, why, (libraries.CUDNN,), (libraries.CUDA_FIX,))
 
 
 def _openvino(target: Target) -> Availability:

@@ -46,7 +46,7 @@ def _show(report: Report) -> None:
     for found in report.providers:
         mark = "[green]works[/green]" if found.works else "[yellow]no[/yellow]"
         providers.add_row(found.name, mark, found.why)
-        for fix in found.fixes if not found.works else ():
+        for fix in found.fixes:
             providers.add_row("", "", f"[dim]→[/dim] {_plain(fix)}")
     out.print(providers)
     facts = Table(box=None, pad_edge=False, show_header=False)

@@ -61,6 +61,13 @@ def test_tensorrt_profile_needs_every_dim() -> None:
         provider_options("tensorrt", options, threads=1, inputs=INPUTS)
 
 
+def test_tensorrt_profile_needs_to_know_the_inputs() -> None:
+    options = Options(tensorrt=TensorRTOptions(profile={"batch": DimRange(1, 8)}))
+    with pytest.raises(InputError) as caught:
+        provider_options("tensorrt", options, threads=1)
+    assert caught.value.code == "OPTIONS"
+
+
 def test_openvino_gets_its_threads_through_load_config() -> None:
     built = provider_options("openvino", Options(), threads=3)
     assert json.loads(built["load_config"]) == {"CPU": {"INFERENCE_NUM_THREADS": "3"}}

@@ -112,6 +112,17 @@ def test_wrong_major_version_of_tensorrt(tmp_path: Path, monkeypatch: pytest.Mon
     assert found.fixes == ('pip install "tensorrt-cu13>=10,<11"',)
 
 
+def test_cuda_without_cudnn_works_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(libraries, "missing", lambda library: ())
+    for there in (False, True):
+        monkeypatch.setattr(libraries, "loads", lambda name, there=there: there)
+        found = availability("cuda")
+        assert found.usable
+        assert ("libcudnn.so.9" in found.missing) != there
+        assert (libraries.CUDA_FIX in found.fixes) != there
+
+
 @LINUX
 @GPU_WHEEL
 def test_needed_libraries_are_read_from_the_file() -> None:
