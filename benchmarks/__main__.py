@@ -1,4 +1,4 @@
-"""`python -m burnish.benchmarks`: what `make bench` runs, burnish beside other optimizers on the same files."""
+"""`python -m burnish.benchmarks`: what `make bench` runs: burnish beside other optimizers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIZES: Final = {"batch": 1, "sequence": 128}
 @click.command()
 @click.argument("models", nargs=-1, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--peers", type=click.Path(path_type=Path),
-              help="Python of an environment with requirements/peers.txt; without: burnish alone.")  # fmt: skip
+              help="Python of an environment with requirements/peers.txt.")  # fmt: skip
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/bench"), show_default=True)
 def main(models: tuple[Path, ...], peers: Path | None, output: Path) -> None:
     """Optimise MODELS by every tool; compare nodes, results and speed (1 thread, batch 1 × sequence 128).
