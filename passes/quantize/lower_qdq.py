@@ -17,7 +17,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, constant_of
 from burnish.passes.quantize import find
 from burnish.passes.quantize.find import pair_of
-from burnish.passes.quantize.numbers import FloatArray, activation_params
+from burnish.passes.quantize.numbers import FloatArray, activation_params, weight_scale
 from burnish.passes.quantize.plan import Plan, TensorPlan
 from burnish.passes.quantize.tables import store_table, table_at
 from burnish.passes.quantize.writer import QdqWriter, graph_of, needed_scale
@@ -132,10 +132,12 @@ class _Lowering:
         """Quantise the input and the weight of a product; the scales of both."""
         weight = node.inputs[1]
         plan = self.tensors.get((weight.name if weight is not None else None) or "")
-        axis = plan.axis if plan is not None else None
+        axis, bits = (plan.axis, plan.bits) if plan is not None else (None, 8)
         input_scale = self.writer.quantize_input(node, x, self._bounds(x))
         least = needed_scale(bias, input_scale, channels=axis is not None)
-        return input_scale, self.writer.quantize_weight(node, 1, array, axis, least)
+        scale = np.maximum(weight_scale(array, axis, bits), least).astype(np.float32)
+        self.writer.quantize_weight(node, array, scale, axis)
+        return input_scale, scale
 
     def _round(self, node: ir.Node, value: ir.Value) -> None:
         """Round a result; a Relu or Clip that the rounding does anyway goes."""

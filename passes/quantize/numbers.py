@@ -41,10 +41,14 @@ def _scalar(scale: np.float32) -> FloatArray:
     return np.asarray(scale if scale >= _TINY else 1.0, np.float32)
 
 
-def weight_scale(weight: FloatArray, axis: int | None) -> FloatArray:
-    """Symmetric scale of a weight: a scalar, or [weight.shape[axis]]; 1 where all values are 0."""
+def weight_scale(weight: FloatArray, axis: int | None, bits: int = 8) -> FloatArray:
+    """Symmetric scale of a weight: a scalar, or [weight.shape[axis]]; 1 where all values are 0.
+
+    The largest value becomes 127, or 63 with 7 bits.
+    """
+    largest = 2 ** (bits - 1) - 1
     axes = None if axis is None else tuple(i for i in range(weight.ndim) if i != axis)
-    scale = np.asarray(np.abs(weight).max(axis=axes, initial=0.0) / WEIGHT_MAX, np.float32)
+    scale = np.asarray(np.abs(weight).max(axis=axes, initial=0.0) / largest, np.float32)
     return np.where(scale >= _TINY, scale, np.float32(1.0)).astype(np.float32)
 
 

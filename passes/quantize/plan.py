@@ -36,6 +36,8 @@ class TensorPlan(msgspec.Struct, frozen=True, omit_defaults=True):
     granularity: Granularity = "tensor"
     axis: int | None = None
     """The axis with a scale of its own for each index; only with granularity `channel`."""
+    bits: int = 8
+    """7 for weights whose products must not saturate on x86 CPUs without VNNI."""
     low: float | None = None
     high: float | None = None
     """The calibrated range of an activation; a weight's range is read from its values."""

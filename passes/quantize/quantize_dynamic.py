@@ -49,6 +49,8 @@ class QuantizeDynamic(Pass):
     """Store large lookup tables as int8, one scale a column."""
     portable: bool = False
     """Write standard ops (DynamicQuantizeLinear, MatMulInteger, Cast, Mul, Add) instead of one contrib op."""
+    reduce_range: bool = False
+    """7-bit weights: for x86 CPUs without VNNI, whose int8 kernels add pairs of products in 16 bits."""
     min_speedup: float = 1.0
     """A Linear stays float when int8 is less than this many times faster."""
 
@@ -114,7 +116,7 @@ class QuantizeDynamic(Pass):
         array = linear.weight_array()
         array = np.ascontiguousarray(array.T if linear.transposed else array)
         axis = 1 if self.weights == "channel" else None
-        scale = weight_scale(array, axis)
+        scale = weight_scale(array, axis, 7 if self.reduce_range else 8)
         name, node, bias = linear.weight.name, linear.node, linear.bias_array()
         return [
             scope.constant(node, f"{name}_s8", quantize_weight(array, scale, axis)),

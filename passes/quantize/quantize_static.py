@@ -45,6 +45,8 @@ class QuantizeStatic(Pass):
     """Store large lookup tables as int8, one scale a column."""
     attention: bool = False
     """Quantise MatMuls of two activations (the products inside attention) too."""
+    reduce_range: bool = False
+    """7-bit weights: for x86 CPUs without VNNI, whose int8 kernels add pairs of products in 16 bits."""
     min_speedup: float = 1.0
     """A region stays float when int8 is less than this many times faster."""
 
@@ -67,7 +69,7 @@ class QuantizeStatic(Pass):
         heavy = [site for site in heavy if _is_calibrated(site, ranges, context)]
         light = flow.joined(heavy, kept, context.target.qdq)
         sites = _in_order([*heavy, *light], model.graph)
-        static = _static_plan(sites, ranges, self.weights)
+        static = _static_plan(sites, ranges, self)
         plan = self._faster(model, sites, static, context)
         return Plan((*tables.nodes, *plan.nodes), (*tables.tensors, *plan.tensors))
 
@@ -140,7 +142,7 @@ def _in_order(sites: Iterable[Site], graph: ir.Graph) -> list[Site]:
     return sorted(sites, key=lambda site: order[site.nodes[0]])
 
 
-def _static_plan(sites: Sequence[Site], ranges: Mapping[str, Range], granularity: Granularity) -> Plan:
+def _static_plan(sites: Sequence[Site], ranges: Mapping[str, Range], options: QuantizeStatic) -> Plan:
     tensors: dict[str, TensorPlan] = {}
     for site in sites:
         for value in site.ranged:
@@ -150,8 +152,9 @@ def _static_plan(sites: Sequence[Site], ranges: Mapping[str, Range], granularity
                 tensors[name] = TensorPlan(name, "activation", low=low, high=high)
         if site.weight is not None:
             name = site.weight.name or ""
-            axis = site.axis if granularity == "channel" else None
-            tensors[name] = TensorPlan(name, "weight", granularity, axis)
+            axis = site.axis if options.weights == "channel" else None
+            bits = 7 if options.reduce_range else 8
+            tensors[name] = TensorPlan(name, "weight", options.weights, axis, bits)
     return Plan(tuple(_node_plan(site) for site in sites), tuple(tensors.values()))
 
 

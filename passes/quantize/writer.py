@@ -18,7 +18,6 @@ from burnish.passes.quantize.numbers import (
     activation_params,
     quantize_bias,
     quantize_weight,
-    weight_scale,
     widen_for_bias,
 )
 from burnish.target import QdqRules
@@ -95,14 +94,10 @@ class QdqWriter:
 
     # -- constants -------------------------------------------------------------------------------------
 
-    def quantize_weight(
-        self, node: ir.Node, index: int, array: FloatArray, axis: int | None, least: FloatArray
-    ) -> FloatArray:
-        """Make the node's constant input a DequantizeLinear of s8; its scale (at least `least`)."""
-        scale = np.maximum(weight_scale(array, axis), least).astype(np.float32)
-        parts = self.stored_weight(_name(node.inputs[index]), array, scale, axis)
-        self.replace(node, index, self._dequantize(node, parts, axis))
-        return scale
+    def quantize_weight(self, node: ir.Node, array: FloatArray, scale: FloatArray, axis: int | None) -> None:
+        """Make the node's second input a DequantizeLinear of s8."""
+        parts = self.stored_weight(_name(node.inputs[1]), array, scale, axis)
+        self.replace(node, 1, self._dequantize(node, parts, axis))
 
     def stored_weight(
         self, name: str, array: FloatArray, scale: FloatArray, axis: int | None

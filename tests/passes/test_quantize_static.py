@@ -139,6 +139,18 @@ def test_weight_per_tensor_has_one_scale() -> None:
     assert model.graph.initializers["w_scale"].const_value.numpy().shape == ()
 
 
+def test_reduced_range_leaves_a_bit_of_the_weight() -> None:
+    model = check_pass(
+        QuantizeStatic(reduce_range=True),
+        "g (float[N, 16] x) => (float[N, 24] y) { y = MatMul (x, w) }",
+        count=1,
+        context=context(),
+        weights={"w": W},
+    )
+    stored = model.graph.initializers["w_s8"].const_value.numpy()
+    np.testing.assert_array_equal(np.abs(stored).max(axis=0), 63)
+
+
 def test_old_opset_has_no_channels() -> None:
     seen = context()
     check_pass(
