@@ -268,6 +268,15 @@ def _is_locked(path: str) -> bool:
 
 
 def _discard(path: Path) -> None:
+    """Remove, with a second attempt when the first is interrupted."""
+    try:
+        _remove(path)
+    finally:
+        if os.path.lexists(path):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

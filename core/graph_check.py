@@ -39,8 +39,12 @@ class _Body:
     """Nodes that a node depends on, itself or through its subgraphs."""
 
 
-def validate(proto: onnx.ModelProto) -> bool:
+def validate(proto: onnx.ModelProto, name: str = "") -> bool:
     """Check every graph, subgraph and function of a model; return whether all nodes are in topological order.
+
+    Args:
+        proto: the model; weights are not looked at.
+        name: what messages call it, such as its path.
 
     Raises:
         ModelError: GRAPH_DUP_NAME, GRAPH_UNNAMED, GRAPH_DANGLING, GRAPH_CYCLE, NODE_SCHEMA,
@@ -48,7 +52,9 @@ def validate(proto: onnx.ModelProto) -> bool:
     """
     functions = _functions(proto)
     everything: list[_Body] = []
-    todo = [_main(proto), *(_function(function) for function in functions.values())]
+    label = f"the graph of {name}" if name else "the graph"
+    main = _graph(label, proto.graph, _opsets(proto.opset_import))
+    todo = [main, *(_function(function) for function in functions.values())]
     while todo:
         body = todo.pop()
         everything.append(body)
@@ -65,10 +71,6 @@ def validate(proto: onnx.ModelProto) -> bool:
 
 def _opsets(imports: Sequence[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return {("" if opset.domain == "ai.onnx" else opset.domain): opset.version for opset in imports}
-
-
-def _main(proto: onnx.ModelProto) -> _Body:
-    return _graph("the graph", proto.graph, _opsets(proto.opset_import))
 
 
 def _graph(label: str, graph: onnx.GraphProto, opsets: Mapping[str, int]) -> _Body:

@@ -33,6 +33,10 @@ _POSITIONS: Final = re.compile(r"position(_ids|s)?$")
 _SEGMENTS: Final = re.compile(r"token_type(_ids)?$|segment(_ids)?$")
 
 
+# What onnx-ir raises for a proto that it cannot represent; its SerdeError is a RuntimeError.
+_SERDE: Final = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+
+
 def copy_model(model: ir.Model) -> ir.Model:
     """A copy whose graph shares nothing with the original but its (immutable) tensors."""
     return model.clone(deep_copy=False)
@@ -190,13 +194,13 @@ def load_model(path: str | Path) -> ir.Model:
     try:
         proto = onnx.ModelProto.FromString(data)
         del data
-        ordered = validate(proto)
+        ordered = validate(proto, name)
         model: ir.Model = ir.from_proto(proto)
     except DecodeError as error:
         raise ModelError(
             f"{name} does not parse: {error}.", "Copy or export it again.", code="MODEL_PARSE"
         ) from error
-    except (RuntimeError, ValueError) as error:  # SerdeError is a RuntimeError
+    except _SERDE as error:
         raise ModelError(
             f"{name} holds what onnx-ir cannot represent: {_root(error)}.",
             "Remove it from the model; map types and sparse tensors are not supported.",

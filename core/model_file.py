@@ -19,8 +19,8 @@ from burnish.sniff import HEAD, refuse_other_formats
 from burnish.tensors import check_tensor
 from burnish.wire import Buffer, Found, Limits, Walk
 
-# onnxruntime 1.31: it guarantees opset 7 and above, and loads up to opset 26 and IR 13.
-OPSETS: Final = range(7, 27)
+# What onnxruntime 1.31 loads; below opset 7 it guarantees nothing, but most operators run.
+OPSETS: Final = range(1, 27)
 IR_VERSIONS: Final = range(3, 14)
 _DEFAULT_LIMITS: Final = Limits()
 
@@ -85,7 +85,7 @@ def _checked_size(file: BinaryIO, path: str | Path, limits: Limits) -> int:
     size = os.fstat(file.fileno()).st_size
     if size > limits.max_bytes:
         head = file.read(HEAD)
-        file.seek(-HEAD, os.SEEK_END)
+        file.seek(max(0, size - HEAD))
         refuse_other_formats(shown(path), head, file.read(HEAD))
         raise ModelError(
             f"{shown(path)} has {size} bytes; at most {limits.max_bytes} fit into one protobuf.",

@@ -18,6 +18,11 @@ Functions = Mapping[tuple[str, str, str], onnx.FunctionProto]
 
 _DOMAINS: Final = frozenset({"", "ai.onnx.ml", "ai.onnx.preview.training"})
 _SINGLE: Final = onnx.defs.OpSchema.FormalParameterOption.Single
+_FIELDS: Final = {
+    onnx.AttributeProto.TENSOR: "t",
+    onnx.AttributeProto.GRAPH: "g",
+    onnx.AttributeProto.TYPE_PROTO: "tp",
+}
 _GRAPH, _GRAPHS = onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS
 _SPARSE: Final = (onnx.AttributeProto.SPARSE_TENSOR, onnx.AttributeProto.SPARSE_TENSORS)
 
@@ -87,6 +92,9 @@ def _check_attributes(node: onnx.NodeProto, *, in_function: bool) -> None:
             raise _schema(node, f"takes attribute '{name}' from a function, but is in none")
         if not attribute.type:
             raise _schema(node, f"does not say the type of attribute '{name}'")
+        field = _FIELDS.get(attribute.type)
+        if field and not attribute.ref_attr_name and not attribute.HasField(field):
+            raise _schema(node, f"has no value in attribute '{name}'")
         if attribute.type in _SPARSE:
             raise ModelError(
                 f"{node_name(node)} has a sparse tensor in attribute '{name}', which is not supported.",

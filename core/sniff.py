@@ -88,11 +88,11 @@ def _text(name: str, head: bytes) -> ModelError:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith((b"<!doctype html", b"<html")):
         return _refused(name, "an HTML page", "The download failed: open the address in a browser.")
-    if start.startswith((b"<net", b"<?xml")):
-        return _refused(name, "XML text (an OpenVINO model?)", _EXPORT)
-    if start.startswith((b"ir_version:", b"<ir_version")):
+    if start.lstrip(b"< \r\n").startswith(b"ir_version:"):
         hint = "Convert it: onnx.save(onnx.load(text_file), 'model.onnx')."
         return _refused(name, "an ONNX model in text form", hint)
+    if start.startswith(b"<"):
+        return _refused(name, "XML text (an OpenVINO model?)", _EXPORT)
     return _refused(name, "a text file", "Give the .onnx file.")
 
 
