@@ -13,6 +13,7 @@ from rich.panel import Panel
 from burnish.errors import BurnishError
 
 DEMOS: Final = ("minilm", "digits")
+_WIDTH: Final = 110
 
 
 @click.command()
@@ -23,7 +24,7 @@ DEMOS: Final = ("minilm", "digits")
               help="How often each is timed.")  # fmt: skip
 def main(demo: str, output: Path, runs: int) -> None:
     """Export a real model from PyTorch, optimise it, make it int8, and measure all of it."""
-    human = Console(stderr=True)
+    human = Console(stderr=True, soft_wrap=True)
     try:
         _run(demo, output, runs, human)
     except BurnishError as error:
@@ -39,7 +40,7 @@ def _run(demo: str, output: Path, runs: int, human: Console) -> None:
     from burnish.benchmarks.kit import KitError
 
     makers: dict[str, Callable[[Stages], Job]] = {"minilm": minilm.make_job, "digits": digits.make_job}
-    fallback = ""
+    fallback, machine = "", report.machine()
     with Display(human) as stages:
         try:
             job = makers[demo](stages)
@@ -49,12 +50,18 @@ def _run(demo: str, output: Path, runs: int, human: Console) -> None:
             job = digits.make_job(stages)
         rows = run_job(job, output, stages, runs=runs)
     made = report.Report(
-        rows, report.machine(), report.all_versions(), job.name, job.shape, job.data,
+        rows, machine, report.all_versions(), job.name, job.shape, job.data,
         sum(len(batch.labels) for batch in job.held_out), stages.seconds, tuple(job.keep.reused), fallback,
     )  # fmt: skip
     report.write(made, output / "report.json")
-    report.show(made, Console())
+    report.show(made, _wide())
     human.print(f"Artifacts and report.json are in {output}", highlight=False)
+
+
+def _wide() -> Console:
+    """stdout; wide enough for the table where it is not a terminal."""
+    out = Console()
+    return out if out.is_terminal else Console(width=max(out.width, _WIDTH))
 
 
 def _instead(error: BurnishError) -> Panel:

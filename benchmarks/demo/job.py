@@ -31,6 +31,8 @@ Tell = Callable[[str, int, int], None]
 """What is being done, how many parts of it are, of how many."""
 
 OUTPUT: Final = "logits"
+_WARMUP: Final = 5
+_TIMING_S: Final = 60.0  # at most, where the machine is busy
 
 
 class Stages(Protocol):
@@ -91,11 +93,10 @@ def run_job(job: Job, output: Path, stages: Stages, *, runs: int = 100) -> tuple
     """
     make_artifacts(job, output, stages)
     runners, sizes = _runners(job, output)
-    with stages(f"Timing {', '.join(runners)} at {job.shape}") as tell:
-        tell("", 0, 1)
+    with stages(f"Timing all four in turns at {job.shape}"):
         timed = interleave(
             {name: functools.partial(run, job.timed) for name, run in runners.items()},
-            runs=runs, warmup=max(2, runs // 10),
+            runs=runs, warmup=_WARMUP, seconds=_TIMING_S,
         )  # fmt: skip
     logits = {name: _evaluate(job, name, run, stages) for name, run in runners.items()}
     labels = np.concatenate([batch.labels for batch in job.held_out])

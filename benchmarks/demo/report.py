@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -18,6 +18,7 @@ from rich.table import Table
 from burnish.runtime.threads import plan_threads
 
 Z_95: Final = 1.959964
+_BUSY: Final = 0.5  # load for each CPU, over the last minute
 LIBRARIES: Final = ("torch", "transformers", "scikit-learn")
 
 
@@ -99,7 +100,7 @@ def score(answers: np.ndarray, labels: np.ndarray, *, same: np.ndarray, max_abs_
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """What the figures are taken on; call it before the work, so that the load is others'."""
     plan = plan_threads()
     return {
         "cpu": _cpu(),
@@ -108,7 +109,7 @@ def machine() -> dict[str, Any]:
         "logical_cpus": plan.logical,
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "platform": platform.platform(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "load_before": round(os.getloadavg()[0], 2),
     }
 
 
@@ -121,25 +122,41 @@ def all_versions() -> dict[str, str]:
 
 def show(report: Report, out: Console) -> None:
     """Print the table and, under it, what the figures mean."""
-    table = Table(title=f"{report.demo}: {report.shape}", title_justify="left")
+    table = Table(title=f"{report.demo}, {report.shape}", title_justify="left", title_style="bold")
+    heads = ("size MB", "p50 ms", "p90 ms", "min ms", "speed-up", "accuracy (95 %)", "max error")
     table.add_column("")
-    heads = ("MB", "p50 ms", "p90 ms", "min ms", "speed-up", "accuracy", "95 % interval", "as torch",
-             "max error")  # fmt: skip
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for row in report.rows:
         table.add_row(
             row.name, f"{row.size_mb:.2f}", f"{row.p50_ms:.2f}", f"{row.p90_ms:.2f}", f"{row.min_ms:.2f}",
-            f"{row.speedup:.2f}×", f"{row.accuracy:.2%}", f"{row.accuracy_low:.1%}–{row.accuracy_high:.1%}",
-            f"{row.agreement:.2%}", f"{row.max_abs_error:.1e}",
+            f"{row.speedup:.2f}×",
+            f"{100 * row.accuracy:.1f} ({100 * row.accuracy_low:.1f}–{100 * row.accuracy_high:.1f})",
+            f"{row.max_abs_error:.1e}",
         )  # fmt: skip
     out.print(table)
-    out.print(
-        f"Accuracy and largest error of the logits: {report.data}. Latency: all four interleaved in one run, "
-        f"{report.machine['threads']} threads on {report.machine['cpu']}; speed-up of the median against "
-        "onnxruntime with all its optimisations on the raw export.",
-        style="dim",
+    for line in _remarks(report):
+        out.print(line, style="dim", highlight=False)
+
+
+def _remarks(report: Report) -> Iterator[str]:
+    threads, cpus = report.machine["threads"], report.machine["logical_cpus"]
+    yield (
+        f"Latency: in turns in one run, {threads} threads, {report.machine['cpu']}; speed-up of the median "
+        "against onnxruntime, all its optimisations on, on the raw export."
     )
+    yield f"Accuracy in %, and largest error of the logits against torch: {report.data}."
+    last = report.rows[-1]
+    same = round(last.agreement * report.examples)
+    yield f"{last.name} gives torch's answer on {same:,} of {report.examples:,}."
+    load = report.machine["load_before"]
+    if load > _BUSY * cpus:
+        yield (
+            f"[yellow]The machine was busy before this began (load {load} on {cpus} CPUs): "
+            "latencies are noisy.[/yellow]"
+        )
+    if report.cached:
+        yield f"From an earlier run: {', '.join(report.cached)}."
 
 
 def write(report: Report, path: Path) -> None:

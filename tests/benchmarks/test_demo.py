@@ -57,6 +57,15 @@ def test_row_has_percentiles_and_speed_against_the_base() -> None:
     assert (made.p50_ms, made.p90_ms, made.speedup) == pytest.approx((6.0, 10.0, 3.0))
 
 
+@pytest.mark.parametrize(("load", "said"), [(8.0, True), (0.1, False)])
+def test_a_busy_machine_is_said(load: float, said: bool) -> None:
+    on = {"threads": 2, "logical_cpus": 2, "cpu": "a CPU", "load_before": load}
+    text = io.StringIO()
+    made = report.Report(tuple(map(row, ROWS)), on, {}, "minilm", "batch 1", "texts", 9, {})
+    report.show(made, Console(file=text, width=150))
+    assert ("machine was busy" in text.getvalue()) is said
+
+
 def test_report_is_written_read_and_shown(tmp_path: Path) -> None:
     made = report.Report(
         tuple(map(row, ROWS)), report.machine(), report.all_versions(), "minilm", "batch 1", "texts", 9, {}
@@ -70,7 +79,7 @@ def test_report_is_written_read_and_shown(tmp_path: Path) -> None:
     assert plain["machine"]["threads"] >= 1
     text = io.StringIO()
     report.show(made, Console(file=text, width=150))
-    for shown in (*ROWS, "95.00%", "93.0%–96.0%", "2.00×"):
+    for shown in (*ROWS, "95.0 (93.0–96.0)", "2.00×", "torch's answer on 9 of 9"):
         assert shown in text.getvalue()
 
 
