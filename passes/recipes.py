@@ -6,20 +6,22 @@ from typing import Final
 
 from burnish.passes.recipe import Recipe
 
-_CLEAN_UP: Final = (
-    "remove-identity,fold-constants,remove-no-op,simplify-shapes,simplify-indices,merge-reshapes,"
+CLEAN_UP: Final = (
+    "remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-shapes,simplify-indices,merge-reshapes,"
     "remove-expand,eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
+"""What every recipe starts and ends with; a second application changes nothing."""
+
 _FUSE: Final = "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:
     """Clean up, fuse, clean up; `measured`: then drop what is slower on this machine."""
-    text = f"{_CLEAN_UP},{_FUSE},{_CLEAN_UP}"
-    return Recipe.parse(f"{text},drop-slower,{_CLEAN_UP}" if measured else text)
+    text = f"{CLEAN_UP},{_FUSE},{CLEAN_UP}"
+    return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else text)
 
 
 def quantize_recipe(scheme: str, *, measured: bool) -> Recipe:
     """Clean up, fuse what int8 leaves in float, quantise, and drop what is slower."""
-    text = f"{_CLEAN_UP},{_FUSE},unpack-attention,quantize-{scheme}"
-    return Recipe.parse(f"{text},drop-slower,{_CLEAN_UP}" if measured else f"{text},{_CLEAN_UP}")
+    text = f"{CLEAN_UP},{_FUSE},unpack-attention,quantize-{scheme}"
+    return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else f"{text},{CLEAN_UP}")

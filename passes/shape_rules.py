@@ -188,6 +188,13 @@ def _expand(call: Call) -> Sequence[Fact]:
     return [Fact(data.dtype, call.shapes.broadcast(data.shape, target.content))]
 
 
+def _tile(call: Call) -> Sequence[Fact]:
+    data, repeats = call.input(0), call.input(1).content
+    if data.shape is None or repeats is None or len(repeats) != len(data.shape):
+        return [Fact(data.dtype)]
+    return [Fact(data.dtype, tuple(dim * times for dim, times in zip(data.shape, repeats, strict=True)))]
+
+
 def _concat(call: Call) -> Sequence[Fact]:
     shapes = [fact.shape for fact in call.inputs if fact.shape is not None]
     axis = call.axis(len(shapes[0]) if shapes else None)
@@ -323,5 +330,5 @@ RULES: Final[dict[str, Rule]] = {
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "If": _if, "MatMul": _matmul,
     "Range": _range, "Reshape": _reshape, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
-    "Squeeze": _squeeze, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+    "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
 }  # fmt: skip

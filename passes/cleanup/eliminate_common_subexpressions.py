@@ -48,11 +48,15 @@ class EliminateCommonSubexpressions(Pass):
 def _visit(graph: ir.Graph, around: dict[Hashable, ir.Node], editor: Editor, context: Context) -> int:
     seen, removed = dict(around), 0
     for node in list(graph):
+        if node.graph is None:  # its last use went with a duplicate
+            continue
         removed += sum(_visit(body, seen, editor, context) for body in bodies(node))
         key = _key(node)
         if key is None:
             continue
         first = seen.setdefault(key, node)
+        if first.graph is None:  # removed when its last use went
+            first = seen[key] = node
         if first is not node and _can_merge(first, node, editor) and context.permit(node):
             _merge(first, node, editor)
             removed += 1

@@ -28,6 +28,7 @@ class SimplifyIndices(Pass):
     - a Gather or GatherElements of a constant by a slice of constant indices looks all of them up now and
       slices the result;
     - a Gather of a constant by one and the same index everywhere is that row, expanded;
+    - a Gather of a constant by 0, 1, 2, ... is a Slice of it;
     - a Gather or GatherND that reads every element in order is the tensor itself, with dims of 1 added;
     - And with what is true everywhere, Or with what is false everywhere, is the other operand, expanded.
 
@@ -65,7 +66,7 @@ class _Simplifier:
                 if node.graph is None or any(attribute.is_ref() for attribute in node.attributes.values()):
                     continue
                 if is_op(node, "Gather"):
-                    _ = self._read_whole(node) or self._take_row(node) or self._slice_table(node)
+                    self._simplify_gather(node)
                 elif is_op(node, "GatherElements"):
                     self._slice_table(node)
                 elif is_op(node, "GatherND"):
@@ -73,6 +74,11 @@ class _Simplifier:
                 elif node.domain == "" and node.op_type in _NEUTRAL:
                     self._drop_neutral(node)
         return len(self._context.rewrites) > before
+
+    def _simplify_gather(self, node: ir.Node) -> None:
+        for rule in (self._read_whole, self._take_row, self._slice_table, self._slice_rows):
+            if rule(node):
+                return
 
     def _drop_neutral(self, node: ir.Node) -> None:
         for kept, other in ((0, 1), (1, 0)):
@@ -119,17 +125,59 @@ class _Simplifier:
             looked_up, shift = _rows(table, indices, axis), axis
         if looked_up is None or not self._context.permit(node):
             return False
-        axes = np.array([a + shift for a in bounds], dtype=np.int64)
+        axes = self._numbers(node, [a + shift for a in bounds])
         whole = self._editor.constant(node, f"{node.outputs[0].name}_table", looked_up)
-        inputs = [
-            whole,
-            cut.inputs[1],
-            cut.inputs[2],
-            self._editor.constant(node, "axes", axes),
-            *cut.inputs[4:5],
-        ]
+        inputs = [whole, cut.inputs[1], cut.inputs[2], axes, *cut.inputs[4:5]]
         self._renew(node, "Slice", inputs)
         return True
+
+    def _slice_rows(self, node: ir.Node) -> bool:
+        """Gather of a constant by 0, 1, 2, ...: a prefix of its rows."""
+        grid, axis, whole = self._grids[node.inputs[1]], self._axis(node), node.inputs[0]
+        if grid is None or grid.axis is None or axis is None or whole is None:
+            return False
+        length, rank = grid.shape[grid.axis], len(grid.shape)
+        plain = all(dim.size == 1 for place, dim in enumerate(grid.shape) if place != grid.axis)
+        if not plain or self._shapes.opset(node) < 10 or not self._sizes.can_make((length,), node):
+            return False
+        tensor = tensor_of(whole)
+        copied = rank > 1 and len(whole.uses()) > 1  # the table gets dims of 1, and is needed as it was too
+        if tensor is None or (copied and tensor.nbytes > self._max_bytes):
+            return False
+        if not self._fails_alike(node, axis + grid.axis, length) or not self._context.permit(node):
+            return False
+        if rank > 1:
+            table, ones = tensor.numpy(), [1] * rank
+            ones[grid.axis] = table.shape[axis]
+            shape = [*table.shape[:axis], *ones, *table.shape[axis + 1 :]]
+            whole = self._editor.constant(node, f"{node.outputs[0].name}_table", table.reshape(shape))
+        starts, axes = (self._numbers(node, [number]) for number in (0, axis + grid.axis))
+        end = self._sizes.vector((length,), node, f"{node.outputs[0].name}_end")
+        self._renew(node, "Slice", [whole, starts, end, axes])
+        return True
+
+    def _numbers(self, before: ir.Node, numbers: list[int]) -> ir.Value:
+        return self._editor.constant(before, "numbers", np.array(numbers, dtype=np.int64))
+
+    def _fails_alike(self, node: ir.Node, axis: int, length: Dim) -> bool:
+        """True when too many rows are an error without the Gather's own check: Slice gives what there is.
+
+        An operand beside it that has `length` elements on that axis does not broadcast with fewer, unless
+        there is one.
+        """
+        result, rows = self._shapes[node.outputs[0]], self._shapes[node.inputs[0]].static
+        if result.rank is None or rows is None or rows[self._axis(node) or 0] < 2:
+            return False
+        users = node.outputs[0].consumers()
+        return bool(users) and all(
+            self._has_partner(node, user, axis - result.rank, length) for user in users
+        )
+
+    def _has_partner(self, node: ir.Node, user: ir.Node, place: int, length: Dim) -> bool:
+        if user.domain or user.op_type not in ("Add", "Mul", "Sub"):
+            return False
+        others = [self._shapes[value].shape for value in user.inputs if value is not node.outputs[0]]
+        return any(shape is not None and len(shape) >= -place and shape[place] == length for shape in others)
 
     def _grows_little(self, node: ir.Node, cut: ir.Node) -> bool:
         tensors = [None if value is None else tensor_of(value) for value in (node.inputs[0], cut.inputs[0])]
@@ -180,8 +228,7 @@ class _Simplifier:
         if self._target(node, padded) is None or not self._context.permit(node):
             return False
         if added:
-            vector = self._editor.constant(node, "axes", np.array(added, dtype=np.int64))
-            inserted = self._editor.insert(node, "Unsqueeze", [source, vector], name=None)
+            inserted = self._editor.insert(node, "Unsqueeze", [source, self._numbers(node, added)], name=None)
             self._shapes.add(inserted)
             source = inserted.outputs[0]
         self._spread(node, source)

@@ -90,12 +90,15 @@ class _Simplifier:
         if fact.ints is not None:
             self._make_constant(node, fact)
             return
-        first = seen.setdefault((fact.dtype, fact.rank, fact.content), value)
+        key = fact.dtype, fact.rank, fact.content
+        if not _is_there(seen.get(key)):
+            seen[key] = value
+        first = seen[key]
         if first is not value:
             if self._editor.can_replace(value, first) and self._context.permit(node):
                 self._editor.replace(value, first)
         elif fact.rank == 1 and fact.dtype == ir.DataType.INT64:
-            seen[fact.dtype, fact.rank, fact.content] = self._read_from_input(node, fact.content)
+            seen[key] = self._read_from_input(node, fact.content)
 
     def _make_constant(self, node: ir.Node, fact: Fact) -> None:
         if fact.dtype is None or not self._context.permit(node):
@@ -153,3 +156,9 @@ class _Simplifier:
         name = f"{node.outputs[0].name}_shape"
         array = np.array(numbers, dtype=np.int64)
         self._editor.set_input(node, 1, self._editor.constant(node, name, array))
+
+
+def _is_there(value: ir.Value | None) -> bool:
+    """False for the result of a node that was removed when its last use went."""
+    maker = None if value is None else value.producer()
+    return maker is not None and maker.graph is not None
