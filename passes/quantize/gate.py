@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from burnish.errors import BurnishError
 from burnish.model import copy_model
 from burnish.passes.base import Arrays, Context, is_op
 
@@ -23,28 +24,55 @@ def speedups(
     """Time in float divided by time after `rewrite`, for each region; equal regions are timed once.
 
     Inputs are real arrays from `context.probe`. None: this region could not be timed (nobody can run
-    models here, or it lies inside another node's body).
+    models here, it lies inside another node's body, or it does not run alone, which is said).
+    What was measured goes to `context.measured`.
     """
-    probe, compare = context.probe, context.compare_speed
-    if probe is None or compare is None or not regions:
+    if context.probe is None or context.compare_speed is None or not regions:
         return [None] * len(regions)
     cuts = [cut_out(model, region) for region in regions]
-    names = sorted({str(v.name) for cut in cuts if cut for v in cut.graph.inputs})
-    arrays = probe(model, names)
-    known: dict[Hashable, float] = {}
+    names = sorted({_name(value) for cut in cuts if cut for value in cut.graph.inputs})
+    known: dict[Hashable, float | None] = {}
+    arrays = context.probe(model, names)
     found: list[float | None] = []
-    for cut in cuts:
-        if cut is None or any(value.name not in arrays for value in cut.graph.inputs):
+    for region, cut in zip(regions, cuts, strict=True):
+        if cut is None or any(_name(value) not in arrays for value in cut.graph.inputs):
             found.append(None)
             continue
         key = structure(cut, arrays)
         if key not in known:
-            quantized = copy_model(cut)
-            rewrite(quantized)
-            feeds = {str(value.name): arrays[str(value.name)] for value in cut.graph.inputs}
-            known[key] = compare(cut, quantized, feeds)
+            known[key] = _time(region[0], cut, rewrite, arrays, context)
         found.append(known[key])
     return found
+
+
+def _time(
+    node: ir.Node,
+    cut: ir.Model,
+    rewrite: Callable[[ir.Model], None],
+    arrays: Arrays,
+    context: Context,
+) -> float | None:
+    feeds = {_name(value): arrays[_name(value)] for value in cut.graph.inputs}
+    for value in cut.graph.inputs:
+        array = feeds[_name(value)]
+        value.dtype = value.dtype or ir.DataType.from_numpy(array.dtype)
+        value.shape = ir.Shape([None] * array.ndim) if value.shape is None else value.shape
+    quantized = copy_model(cut)
+    rewrite(quantized)
+    if context.compare_speed is None:
+        return None
+    try:
+        speed = context.compare_speed(cut, quantized, feeds)
+    except BurnishError as error:
+        context.miss(node, f"not measured: {error.what}")
+        return None
+    shapes = " ".join(str(list(array.shape)) for array in feeds.values())
+    context.measured.append(f"{node.op_type} {shapes}: int8 {speed:.2f} × as fast as float")
+    return speed
+
+
+def _name(value: ir.Value) -> str:
+    return value.name or ""
 
 
 def cut_out(model: ir.Model, region: Region) -> ir.Model | None:

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from burnish.errors import ModelError
 from burnish.model import expose, to_bytes
 from burnish.passes.base import Context, Range
 from burnish.passes.quantize.gate import cut_out, speedups
@@ -64,7 +65,11 @@ def test_slow_shapes_stay_float_and_are_said(pass_: QuantizeStatic | QuantizeDyn
     model, seen = parse(NET, weights=WEIGHTS), bench.context()
     assert pass_.rewrite(model, seen) == 2
     assert "w3" in model.graph.initializers
-    assert [miss.why for miss in seen.misses] == ["int8 ran at 0.50x of float here; 1x is asked for."]
+    assert ["not measured 1 times as fast" in miss.why for miss in seen.misses] == [True]
+    assert seen.measured == [
+        "MatMul [2, 16]: int8 2.00 × as fast as float",
+        "MatMul [2, 16]: int8 0.50 × as fast as float",
+    ]
 
 
 @pytest.mark.parametrize("pass_", [QuantizeStatic(), QuantizeDynamic()], ids=lambda p: p.name)
@@ -82,7 +87,7 @@ def test_threshold_is_an_option() -> None:
 def test_plan_says_why_a_node_is_float() -> None:
     plan = QuantizeStatic().plan(parse(NET, weights=WEIGHTS), Bench(wide=16).context())
     assert {node.value: node.mode for node in plan.nodes} == {"a": "static", "c": "static", "y": "float"}
-    assert "0.50x" in plan.nodes[2].why
+    assert "not measured" in plan.nodes[2].why
 
 
 CONVS = """
@@ -135,6 +140,26 @@ def test_cut_out_computes_the_same() -> None:
     x = RNG.standard_normal((1, 4, 8, 8)).astype(np.float32)
     whole = Reference(to_bytes(model))({"x": x})
     np.testing.assert_array_equal(Reference(to_bytes(cut))({"x": x})["y"], whole["y"])
+
+
+def test_region_that_does_not_run_alone_is_said() -> None:
+    def refuse(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
+        raise ModelError("It does not load.", "Look at it.")
+
+    context = Bench(wide=1).context()
+    context.compare_speed = refuse
+    assert QuantizeStatic().rewrite(parse(NET, weights=WEIGHTS), context) == 3
+    assert context.misses[0].why == "not measured: It does not load."
+
+
+def test_inputs_without_a_type_are_timed() -> None:
+    model = parse(NET, weights=WEIGHTS)
+    for node in model.graph:
+        node.outputs[0].type = node.outputs[0].shape = None
+    model.graph.outputs[0].dtype, model.graph.outputs[0].shape = ir.DataType.FLOAT, ir.Shape([2, 8])
+    bench = Bench(wide=1)
+    assert QuantizeStatic().rewrite(model, bench.context()) == 3
+    assert bench.asked == 2
 
 
 def test_nobody_can_time() -> None:
