@@ -38,7 +38,8 @@ def _onnxscript(model: onnx.ModelProto) -> onnx.ModelProto:
     from onnxscript.rewriter.ort_fusions import optimize_for_ort
 
     rewritten, _ = optimize_for_ort(ir.serde.deserialize_model(model))
-    return ir.serde.serialize_model(rewritten)
+    result: onnx.ModelProto = ir.serde.serialize_model(rewritten)
+    return result
 
 
 def _onnxruntime(model: onnx.ModelProto) -> onnx.ModelProto:

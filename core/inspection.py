@@ -53,7 +53,7 @@ def _macs(model: ir.Model, interface: Manifest) -> tuple[int | None, str]:
     names = {v.name for node in heavy for v in (*node.inputs[:2], *node.outputs[:1]) if v is not None}
     constants = {name: value for name, value in model.graph.initializers.items() if name in names}
     shapes = {
-        name: value.const_value.shape.numpy()
+        name: tuple(value.const_value.shape.numpy())
         for name, value in constants.items()
         if value.const_value is not None
     }
