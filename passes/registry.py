@@ -11,6 +11,7 @@ from burnish.passes.base import Pass
 # fmt: off
 PASSES: Final[dict[str, str]] = {
     "remove-identity": "burnish.passes.cleanup.remove_identity:RemoveIdentity",
+    "remove-sequences": "burnish.passes.cleanup.remove_sequences:RemoveSequences",
     "remove-unused": "burnish.passes.cleanup.remove_unused:RemoveUnused",
     "fold-constants": "burnish.passes.cleanup.fold_constants:FoldConstants",
     "deduplicate-initializers": "burnish.passes.cleanup.deduplicate_initializers:DeduplicateInitializers",
