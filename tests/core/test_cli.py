@@ -1,6 +1,8 @@
 """optimize, quantize, verify, inspect and passes from the command line."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,3 +131,24 @@ def test_passes_unknown() -> None:
     result = burnish("passes", "fuse-gelo")
     assert result.exit_code == 1
     assert "Did you mean" in result.stderr
+
+
+def test_ctrl_c_leaves_nothing_half_written(encoder_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    code = (
+        "import os, signal, sys\n"
+        "from burnish.passes import runner\n"
+        "original = runner._step\n"
+        "def step(*arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return original(*arguments)\n"
+        "runner._step = step\n"
+        "from burnish.cli import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-P", "-c", code, "optimize", str(encoder_path), "-o", str(folder / "x.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert list(folder.iterdir()) == []
