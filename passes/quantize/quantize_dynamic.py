@@ -96,9 +96,7 @@ class QuantizeDynamic(Pass):
             if speed is None or speed >= self.min_speedup:
                 kept.append((scope, linear))
                 continue
-            why = (
-                f"int8 was measured below {self.min_speedup:g} × the speed of float here, so it stays float."
-            )
+            why = f"int8 was measured below {self.min_speedup:g} × the speed of float, so it stays float."
             context.miss(linear.node, why)
         return kept
 

@@ -109,7 +109,7 @@ class QuantizeStatic(Pass):
         slow: dict[str, str] = {}
         for group, speed in zip(groups, speedups(model, cuts, rewrite, context), strict=True):
             if speed is not None and speed < self.min_speedup:
-                why = f"int8 was measured below {self.min_speedup:g} × the speed of float here, so it stays float."
+                why = f"int8 was measured below {self.min_speedup:g} × the speed of float, so it stays float."
                 context.miss(group[0].nodes[0], why)
                 slow |= dict.fromkeys((site.key for site in group), why)
         return plan.float_only(slow)
