@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 
 import msgspec
 
-from burnish.errors import ArtifactError, shown
+from burnish.errors import ArtifactError, ModelError, shown
 from burnish.files import Data, staged_folder, write_file
 from burnish.manifest import FORMAT, FileRecord, Manifest, decode, encode
 from burnish.model_file import check_model_file
@@ -95,7 +95,7 @@ class Artifact:
             before = _identity(folder)
             try:
                 return cls._open_folder(folder)
-            except ArtifactError:
+            except (ArtifactError, ModelError):
                 if before is None or before == _identity(folder):
                     raise  # otherwise a writer replaced the folder meanwhile: read the new one
 

@@ -70,7 +70,7 @@ class Limits:
 
     max_bytes: int = 2**31 - 1
     """Protobuf's own limit; larger models keep their weights in external data."""
-    max_depth: int = 99
+    max_depth: int = 100
     """Protobuf's own limit below the model; about 31 nested subgraphs."""
     max_fields: int = 20_000_000
 

@@ -81,7 +81,7 @@ FORMATS: list[tuple[str, bytes, str, str]] = [
     ("onnx text", TEXT, "FORMAT_UNKNOWN", "text form"),
     ("json", b'{"irVersion": 9}', "FORMAT_UNKNOWN", "a text file"),
     ("utf-8 text", "modèle ".encode() * 2000, "FORMAT_UNKNOWN", "a text file"),
-    ("2,000 levels", nested(2000), "MODEL_DEPTH", "99 deep"),
+    ("2,000 levels", nested(2000), "MODEL_DEPTH", "100 deep"),
     ("bad UTF-8", GOOD.replace(b"Add", b"\xff\xfe\xfd"), "MODEL_UTF8", "node 'y'"),
 ]
 
