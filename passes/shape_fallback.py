@@ -48,8 +48,9 @@ def _type(fact: Fact, dims: dict[str, Dim]) -> onnx.TypeProto:
     if fact.shape is not None:
         shape = []
         for dim in fact.shape:
-            dims[str(dim)] = dim
-            shape.append(str(dim) if dim.size is None else dim.size)
+            known = next((name for name, each in dims.items() if each == dim), f"d{len(dims)}")
+            dims[known] = dim
+            shape.append(known if dim.size is None else dim.size)
     return onnx.helper.make_tensor_type_proto(int(fact.dtype or 0), shape)
 
 
@@ -64,6 +65,7 @@ def _fact(proto: onnx.TypeProto | None, dims: dict[str, Dim], shapes: Shapes) ->
 
 
 def _dim(proto: onnx.TensorShapeProto.Dimension, dims: dict[str, Dim], shapes: Shapes) -> Dim:
-    if proto.HasField("dim_value"):
+    if proto.dim_value > 0:
         return Dim.of(proto.dim_value)
+    # onnx gives 0 where it multiplies a symbolic size, so that its 0 means nothing
     return dims.get(proto.dim_param) or shapes.fresh()

@@ -134,8 +134,10 @@ class Shapes:
         """The smaller of two sizes."""
         if a == b or (a.size is not None and b.size is not None):
             return a if a == b or (a.size or 0) < (b.size or 0) else b
+        a, b = sorted((a, b), key=lambda dim: dim.terms)
         name = f"min({a},{b})"
-        self._least[name] = (a, b)
+        if self._least.setdefault(name, (a, b)) != (a, b):  # a dim is named like a product of others
+            return self.fresh()
         return Dim.named(name)
 
     def broadcast(self, *operands: Shape | None) -> Shape | None:

@@ -3,9 +3,10 @@
 None of the cases has an initializer, so each is run twice: as it is, and with its inputs frozen to constants.
 """
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -20,7 +21,9 @@ from burnish.difference import difference
 from burnish.errors import ModelError
 from burnish.model import to_bytes
 from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.dims import Dim
 from burnish.passes.registry import PASSES, load_pass
+from burnish.passes.shapes import Shapes
 from burnish.runtime.reference import Reference
 
 NEWEST_OPSET = 26  # of onnxruntime 1.31.1
@@ -132,6 +135,60 @@ def sweep(
         if result.split()[0].isupper():
             failures[case.name] = result
     return counts, failures, rewrites
+
+
+def with_named_dims(model: onnx.ModelProto) -> dict[str, int]:
+    """Replace the sizes of the inputs by names, each its own; return what they stand for."""
+    sizes: dict[str, int] = {}
+    for info in model.graph.input:
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if dim.HasField("dim_value"):
+                sizes[f"{info.name}.{axis}"] = dim.dim_value
+                dim.dim_param = f"{info.name}.{axis}"
+    return sizes
+
+
+def size_of(dim: Dim, sizes: Mapping[str, int]) -> int | None:
+    """A symbolic size with the names filled in; None when a made-up name is in it."""
+    if any(name not in sizes for names, _ in dim.terms for name in names):
+        return None
+    return sum(number * math.prod(sizes[name] for name in names) for names, number in dim.terms)
+
+
+def wrong_facts(case: Case) -> list[str]:
+    """What the analysis says of outputs and is not so, with every size of an input unknown to it."""
+    model, feeds = runnable(case, frozen=False)
+    try:
+        actual = run(model.SerializeToString(), feeds)
+    except ModelError:
+        return []
+    sizes = with_named_dims(model)
+    loaded, found = ir.from_proto(model), []
+    shapes = Shapes(loaded)
+    for value in loaded.graph.outputs:
+        array, fact = actual[value.name or ""], shapes[value]
+        if not isinstance(array, np.ndarray):
+            continue
+        checks = [("rank", fact.rank, array.ndim)] if fact.rank is not None else []
+        checks += zip_named("dim", fact.shape, array.shape, sizes)
+        checks += zip_named("element", fact.content, array.reshape(-1).tolist(), sizes)
+        found.extend(f"{value.name} {what}: {said} is {real}" for what, said, real in checks if said != real)
+    return found
+
+
+def zip_named(
+    what: str, said: Sequence[Dim] | None, real: Sequence[int], sizes: Mapping[str, int]
+) -> list[tuple[str, int | None, int]]:
+    pairs = [] if said is None else list(zip(said, real, strict=False))
+    known = [(what, size_of(dim, sizes), int(size)) for dim, size in pairs]
+    return [each for each in known if each[1] is not None]
+
+
+@pytest.mark.parametrize("step", [12, pytest.param(1, marks=pytest.mark.slow)])
+def test_symbolic_shapes_are_true(step: int) -> None:
+    chosen = cases()[::step]
+    wrong = {case.name: found for case in chosen if (found := wrong_facts(case))}
+    assert wrong == {}
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["as is", "frozen"])

@@ -1,0 +1,287 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from burnish.model import copy_model, to_bytes
+from burnish.passes.base import Context, constant_of
+from burnish.passes.cleanup.fold_constants import FoldConstants
+from burnish.testing import check_pass, parse, text_of
+
+W = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+
+def test_a_chain_of_constants_becomes_one_initializer() -> None:
+    model = check_pass(
+        FoldConstants(),
+        before="""
+            g (float[N, 2] x) => (float[N, 2] y) {
+                t = Transpose <perm = [1, 0]> (w)
+                two = Constant <value_float = 2.0> ()
+                half = Sqrt (two)
+                s = Mul (t, half)
+                m = MatMul (x, w)
+                y = MatMul (m, s)
+            }
+        """,
+        weights={"w": W},
+        after="m = MatMul (x, w)\ny = MatMul (m, s)",
+        count=4,
+    )
+    np.testing.assert_array_equal(constant_of(model.graph.initializers["s"]), W.T * np.sqrt(np.float32(2)))
+
+
+def test_what_depends_on_an_input_stays() -> None:
+    check_pass(
+        FoldConstants(),
+        before="g (float[N, 2] x, float[2, 3] d) => (float[N, 3] y) { t = Neg (d)  y = MatMul (x, t) }",
+        weights={"d": W},  # an input with a default: a caller may give another
+        count=0,
+    )
+
+
+def test_growth_is_bounded() -> None:
+    text = """
+        g (float[N, 200] x) => (float[N, 200] y) {
+            big = Expand (one, shape)
+            y = Add (x, big)
+        }
+    """
+    weights = {"one": np.ones((1, 1), np.float32), "shape": np.array([1, 200])}
+    check_pass(FoldConstants(max_bytes=100), text, weights=weights, count=0)
+    check_pass(FoldConstants(max_bytes=1000), text, weights=weights, after="y = Add (x, big)", count=1)
+
+
+def test_a_bomb_is_neither_folded_nor_computed() -> None:
+    model = parse(
+        """
+        g (float[N] x) => (float[A] y) {
+            b = Expand (one, shape)  s = ReduceSum <keepdims = 0> (b)  y = Add (x, s)
+        }
+        """,
+        weights={"one": np.ones((1, 1), np.float32), "shape": np.array([2**32, 2**20])},
+    )
+    context = Context()
+    assert FoldConstants().rewrite(model, context) == 0
+    assert "max_bytes" in context.misses[0].why
+
+
+def test_what_a_fold_frees_counts() -> None:
+    text = (
+        "g (float[N, 300] x) => (float[N, 300] y) { t = Transpose (w)  a = MatMul (x, t)  y = MatMul (a, u) }"
+    )
+    square = np.eye(300, dtype=np.float32)
+    check_pass(FoldConstants(max_bytes=0), text, weights={"w": square, "u": 2 * square}, count=1)
+    shared = text.replace("u)", "w)")  # the table is needed as it is, too
+    check_pass(FoldConstants(max_bytes=0), shared, weights={"w": square}, count=0)
+
+
+def test_quantize_and_dequantize_stay() -> None:
+    model = parse(
+        """
+        g (float[N, 3] x) => (float[N, 3] y) {
+            q = QuantizeLinear (w, scale, zero)
+            d = DequantizeLinear (q, scale, zero)
+            y = Add (x, d)
+        }
+        """,
+        weights={"w": W[:1], "scale": np.float32(0.1), "zero": np.int8(0)},
+    )
+    assert FoldConstants().rewrite(model, Context()) == 0
+
+
+@pytest.mark.parametrize("op", ["RandomNormalLike", "RandomUniformLike", "Bernoulli"])
+def test_random_operators_stay(op: str) -> None:
+    model = parse(
+        f"g (float[2, 3] x) => (float[2, 3] y) {{ r = {op} (w)  y = Add (x, r) }}", weights={"w": W}
+    )
+    assert FoldConstants().rewrite(model, Context()) == 0
+
+
+def test_half_precision_is_moved_but_not_computed() -> None:
+    text = """
+        g (float16[N, 2] x) => (float16[N, 2] y) {
+            t = Transpose (w)
+            n = Mul (t, t)
+            a = MatMul (x, w)
+            y = MatMul (a, n)
+        }
+    """
+    check_pass(FoldConstants(), text, weights={"w": W.astype(np.float16)}, count=1)
+
+
+def test_a_folded_output_becomes_a_constant_node() -> None:
+    check_pass(
+        FoldConstants(),
+        before="g (float[N] x) => (float[N] y, float[2, 3] z) { y = Relu (x)  z = Neg (w) }",
+        weights={"w": W},
+        after=["Relu", "Constant"],
+        count=1,
+    )
+
+
+def test_inside_a_branch() -> None:
+    model = check_pass(
+        FoldConstants(),
+        before="""
+            g (bool c, float[N, 3] x) => (float[N, 3] y) {
+                y = If (c) <
+                    then_branch = t () => (float[N, 3] p) {
+                        k = Constant <value_float = 3.0> ()  n = Neg (k)  p = Add (x, n)
+                    },
+                    else_branch = e () => (float[N, 3] q) { q = Neg (x) }
+                >
+            }
+        """,
+        count=2,
+    )
+    assert [node.op_type for node in model.graph.all_nodes()] == ["If", "Add", "Neg"]
+
+
+def test_constants_of_functions_stay_nodes() -> None:
+    model = check_pass(
+        FoldConstants(),
+        before="""
+            <ir_version: 10, opset_import: ["": 20, "local": 1]>
+            g (float[N] x) => (float[N] y) { y = local.f (x) }
+            <domain: "local", opset_import: ["": 20]>
+            f (x) => (y) { k = Constant <value_float = 3.0> ()  n = Neg (k)  y = Add (x, n) }
+        """,
+        count=1,
+    )
+    assert [[node.op_type for node in f] for f in model.functions.values()] == [["Constant", "Add"]]
+
+
+def test_a_templated_constant_stays() -> None:
+    check_pass(
+        FoldConstants(),
+        before="""
+            <ir_version: 10, opset_import: ["": 20, "local": 1]>
+            g (float[N] x) => (float[N] y) { y = local.f <k = 2.0> (x) }
+            <domain: "local", opset_import: ["": 20]>
+            f <k> (x) => (y) { c = Constant <value_float: float = @k> ()  n = Neg (c)  y = Add (x, n) }
+        """,
+        count=0,
+    )
+
+
+def test_before_ir_4_constants_are_nodes() -> None:
+    text = """
+        <ir_version: 3, opset_import: ["": 8]>
+        g (float[N] x) => (float[N] y) {
+            k = Constant <value: tensor = float[1] {3.0}> ()  n = Neg (k)  y = Add (x, n)
+        }
+    """
+    check_pass(FoldConstants(), text, after=["Constant", "Add"], count=1)
+
+
+def test_cast_like_of_known_dtype() -> None:
+    check_pass(
+        FoldConstants(),
+        before="""
+            g (float[N] x, int64[N] i) => (float[N] y, int64[N] z) {
+                k = CastLike (two, i)
+                z = Mul (i, k)
+                a = CastLike (x, x)
+                b = CastLike (i, a)
+                y = Add (a, b)
+            }
+        """,
+        weights={"two": np.float32(2)},
+        after="z = Mul (i, k)\nb = Cast <to: int = 1> (i)\ny = Add (x, b)",
+        count=4,
+    )
+
+
+def test_cast_like_of_an_unknown_dtype_stays() -> None:
+    check_pass(
+        FoldConstants(),
+        before="""
+            <ir_version: 10, opset_import: ["": 20, "local": 1]>
+            g (float[N] x) => (float[N] y) { y = local.f (x) }
+            <domain: "local", opset_import: ["": 20]>
+            f (x) => (y) { k = Constant <value_float = 3.0> ()  c = CastLike (k, x)  y = Add (x, c) }
+        """,
+        count=0,
+    )
+
+
+def test_a_constant_if_becomes_its_branch() -> None:
+    check_pass(
+        FoldConstants(),
+        before="""
+            g (float[N] x) => (float[N] y)
+            <bool yes = {1}>
+            {
+                a = If (yes) <
+                    then_branch = t () => (float[N] p) <float[1] w = {2.0}> { n = Neg (x)  p = Mul (n, w) },
+                    else_branch = e () => (float[N] q) { q = Relu (x) }
+                >
+                y = Abs (a)
+            }
+        """,
+        after="n = Neg (x)\np = Mul (n, w)\ny = Abs (p)",
+        count=1,
+    )
+
+
+def test_an_inlined_branch_does_not_clash_with_names_of_other_graphs() -> None:
+    model = check_pass(
+        FoldConstants(),
+        before="""
+            g (float[N] x, bool c) => (float[N] y, float[N] z)
+            <bool no = {0}>
+            {
+                y = If (no) <
+                    then_branch = t () => (float[N] p) { p = Neg (x) },
+                    else_branch = e () => (float[N] q) <float[1] w = {2.0}> { n = Neg (x)  q = Mul (n, w) }
+                >
+                z = If (c) <
+                    then_branch = t2 () => (float[N] p2) <float[1] w = {3.0}> {
+                        n = Abs (x)  p2 = Mul (n, w)
+                    },
+                    else_branch = e2 () => (float[N] q2) { q2 = Relu (x) }
+                >
+            }
+        """,
+        count=1,
+    )
+    names = [value.name for node in model.graph.all_nodes() for value in node.outputs]
+    assert len(names) == len(set(names))
+
+
+def test_a_constant_if_in_a_function() -> None:
+    model = check_pass(
+        FoldConstants(),
+        before="""
+            <ir_version: 10, opset_import: ["": 20, "local": 1]>
+            g (float[N] x) => (float[N] y) { y = local.f (x) }
+            <domain: "local", opset_import: ["": 20]>
+            f (x) => (y) {
+                yes = Constant <value = bool {1}> ()
+                y = If (yes) <
+                    then_branch = t () => (p) <float[1] w = {2.0}> { p = Mul (x, w) },
+                    else_branch = e () => (q) { q = Relu (x) }
+                >
+            }
+        """,
+        count=1,
+    )
+    assert [[node.op_type for node in f] for f in model.functions.values()] == [["Constant", "Mul"]]
+
+
+def test_empty_tensors_and_missing_shapes() -> None:
+    text = "g (float[N] x) => (float[M] y) { e = Neg (w)  c = Concat <axis = 0> (x, e)  y = Relu (c) }"
+    model = parse(text, weights={"w": np.zeros(0, np.float32)})
+    for value in (model.graph.node(0).outputs[0], model.graph.node(1).outputs[0]):
+        value.shape = None
+    check_pass(FoldConstants(), model, after="c = Concat <axis: int = 0> (x, e)\ny = Relu (c)", count=1)
+
+
+def test_the_source_of_a_copy_is_untouched() -> None:
+    model = parse("g (float[N, 2] x) => (float[N, 3] y) { n = Neg (w)  y = MatMul (x, n) }", weights={"w": W})
+    before, text = to_bytes(model), text_of(model)
+    copy = copy_model(model)
+    FoldConstants().rewrite(copy, Context())
+    assert to_bytes(model) == before
+    assert text_of(model) == text
+    assert isinstance(copy, ir.Model)

@@ -1,0 +1,191 @@
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from burnish.passes.dims import Dim, product
+from burnish.passes.shapes import Fact, Shapes
+from burnish.testing import parse
+
+B, S = Dim.named("batch"), Dim.named("sequence")
+
+
+def facts(text: str, **options: object) -> dict[str | None, Fact]:
+    model = parse(text, **options)  # type: ignore[arg-type]
+    shapes = Shapes(model)
+    return {value.name: shapes[value] for node in model.graph.all_nodes() for value in node.outputs}
+
+
+def spelt(dims: tuple[Dim, ...] | None) -> str:
+    return "?" if dims is None else ",".join(map(str, dims))
+
+
+def shape_of(expression: str, *, inputs: str = "float[batch, sequence, 8] x", **options: object) -> str:
+    return spelt(facts(f"g ({inputs}) => (z) {{ y = {expression} z = Identity (y) }}", **options)["y"].shape)
+
+
+def test_dims_are_polynomials() -> None:
+    assert B * S == S * B
+    assert (B + S) * Dim.of(2) - S == B * Dim.of(2) + S
+    assert (Dim.of(4) * B * Dim.of(8)).divided_by(B) == Dim.of(32)
+    assert (B + S).divided_by(B) is None
+    assert (B * B).divided_by(B) == B
+    assert Dim.of(7).divided_by(Dim.of(2)) is None
+    assert (B - B).size == 0
+    assert product([B, Dim.of(3), S]).size is None
+    assert str(B * S + Dim.of(1)) == "1+batch*sequence"
+
+
+def test_what_is_known_of_a_size_that_is_not_negative() -> None:
+    assert B.minimum == 0
+    assert (B + Dim.of(1)).is_at_least(1)
+    assert not (B - Dim.of(1)).is_at_least(0)
+    assert (B - S).minimum is None
+    assert B.name == "batch"
+    assert (B * Dim.of(2)).name is None
+
+
+@pytest.mark.parametrize(
+    ("expression", "shape"),
+    [
+        ("Relu (x)", "batch,sequence,8"),
+        ("Transpose <perm = [2, 0, 1]> (x)", "8,batch,sequence"),
+        ("Flatten (x)", "batch,8*sequence"),
+        ("Concat <axis = 1> (x, x)", "batch,2*sequence,8"),
+        ("ReduceSum <keepdims = 0> (x, axes)", "batch,sequence"),
+        ("ReduceSum (x, axes)", "batch,sequence,1"),
+        ("Unsqueeze (x, axes)", "batch,sequence,8,1"),
+        ("Squeeze (x)", "?"),
+        ("Reshape (x, heads)", "batch,sequence,2,4"),
+        ("Reshape (x, rows)", "batch*sequence,8"),
+        ("Slice (x, start, end)", "min(1,batch),sequence,8"),
+        ("Gather <axis = 2> (x, index)", "batch,sequence,2,1"),
+        ("MatMul (x, w)", "batch,sequence,5"),
+        ("Add (x, bias)", "batch,sequence,8"),
+        ("Tile (x, times)", "batch,3*sequence,8"),
+        ("Pad (x, pads)", "batch,sequence,10"),
+        ("Softmax (x)", "batch,sequence,8"),
+        ("Size (x)", ""),
+        ("Split <axis = 2, num_outputs = 1> (x)", "batch,sequence,8"),
+    ],
+)
+def test_shapes(expression: str, shape: str) -> None:
+    weights = {
+        "axes": np.array([-1]),
+        "heads": np.array([0, 0, 2, -1]),
+        "rows": np.array([-1, 8]),
+        "start": np.array([0]),
+        "end": np.array([1]),
+        "index": np.array([[0], [1]]),
+        "w": np.zeros((8, 5), np.float32),
+        "bias": np.zeros((1, 8), np.float32),
+        "times": np.array([1, 3, 1]),
+        "pads": np.array([0, 0, 1, 0, 0, 1]),
+    }
+    used = {
+        name: array
+        for name, array in weights.items()
+        if f" {name})" in expression or f" {name}," in expression
+    }
+    assert shape_of(expression, weights=used) == shape
+
+
+def test_contents_of_shape_arithmetic() -> None:
+    found = facts(
+        """
+        g (float[batch, sequence, 8] x) => (int64[4] z)
+        <int64 one = {1}, int64[1] first = {0}, int64[1] two = {2}, int64[2] tail = {2, -1}>
+        {
+            s = Shape (x)
+            b = Slice (s, first, one1)
+            n = Gather (s, one)
+            m = Mul (n, one)
+            r = ReduceProd (s)
+            h = Unsqueeze (m, first)
+            last = Shape <start = 2> (x)
+            d = Div (last, two)
+            c = Concat <axis = 0> (b, h, tail)
+            z = Identity (c)
+        }
+        """,
+        weights={"one1": np.array([1])},
+    )
+    assert spelt(found["c"].content) == "batch,sequence,2,-1"
+    assert spelt(found["r"].content) == "8*batch*sequence"
+    assert found["d"].ints == (4,)
+    assert found["n"].rank == 0
+
+
+def test_where_and_equal_as_old_exporters_write_expand() -> None:
+    found = facts(
+        """
+        g (float[batch, 4] x) => (int64[2] z)
+        <int64[2] wanted = {-1, 4}, int64[1] minus = {-1}>
+        {
+            s = Shape (x)
+            e = Equal (wanted, minus)
+            w = Where (e, s, wanted)
+            f = Equal (s, minus)
+            z = Where (f, wanted, w)
+        }
+        """
+    )
+    assert spelt(found["w"].content) == "batch,4"
+    assert found["f"].ints == (0, 0)  # no size is -1
+    assert spelt(found["z"].content) == "batch,4"
+
+
+def test_positions_that_are_cut_to_the_sequence_broadcast_with_it() -> None:
+    found = facts(
+        """
+        g (float[batch, sequence, 8] x) => (float[batch, sequence, 8] z) {
+            n = Shape <start = 1, end = 2> (x)
+            p = Slice (table, start, n, axis)
+            z = Add (x, p)
+        }
+        """,
+        weights={"table": np.zeros((1, 512, 8), np.float32), "start": np.array([0]), "axis": np.array([1])},
+    )
+    assert spelt(found["p"].shape) == "1,min(512,sequence),8"
+    assert spelt(found["z"].shape) == "batch,sequence,8"
+
+
+def test_two_names_may_be_one_and_another() -> None:
+    assert shape_of("Add (a, b)", inputs="float[m, 3] a, float[n, 3] b") == "?0,3"
+    assert shape_of("Add (a, b)", inputs="float[m, 3] a, float[2, 3] b") == "2,3"
+    assert shape_of("Add (a, b)", inputs="float[m, 3] a, float[m, 1] b") == "m,3"
+
+
+def test_both_branches_must_agree() -> None:
+    text = """
+        g (bool c, float[batch, 4] x) => (float[D, E] z) {{
+            y = If (c) <
+                then_branch = t () => (float[D, E] p) {{ p = Neg (x) }},
+                else_branch = e () => (float[D, E] q) {{ q = {other} (x) }}
+            >
+            z = Relu (y)
+        }}
+    """
+    assert spelt(facts(text.format(other="Abs"))["z"].shape) == "batch,4"
+    assert spelt(facts(text.format(other="Transpose"))["z"].shape) == "?"
+
+
+def test_other_operators_are_asked_of_onnx() -> None:
+    weights = {"w": np.zeros((5, 3, 3, 3), np.float32)}
+    assert (
+        shape_of("Conv <pads = [1, 1, 1, 1]> (x, w)", inputs="float[batch, 3, 8, 8] x", weights=weights)
+        == "batch,5,8,8"
+    )
+
+
+def test_stale_annotations_and_old_opsets_tell_nothing() -> None:
+    model = parse(
+        "g (float[batch, 4] x) => (float[batch, 4] y) { a = com.microsoft.Unknown (x) y = Relu (a) }"
+    )
+    model.graph.node(0).outputs[0].shape = ir.Shape([1, 4])
+    assert Shapes(model)[model.graph.node(1).outputs[0]].shape is None
+    assert shape_of("Relu (x)", opset=6) == "?"
+
+
+def test_invalid_nodes_are_not_followed() -> None:
+    assert shape_of("Squeeze (x, axes)", inputs="float x", weights={"axes": np.array([0])}) == "?"
+    assert shape_of("Gather <axis = 5> (x, i)", weights={"i": np.array([0])}) == "?"
