@@ -197,8 +197,11 @@ def load_model(path: str | Path) -> ir.Model:
         ordered = validate(proto, name)
         model: ir.Model = ir.from_proto(proto)
     except DecodeError as error:
+        deep = "Depth" in str(error)
         raise ModelError(
-            f"{name} does not parse: {error}.", "Copy or export it again.", code="MODEL_PARSE"
+            f"{name} does not parse: {error}.",
+            "Reduce the nesting of If, Loop and Scan." if deep else "Copy or export it again.",
+            code="MODEL_DEPTH" if deep else "MODEL_PARSE",
         ) from error
     except _SERDE as error:
         raise ModelError(

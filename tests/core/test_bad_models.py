@@ -80,6 +80,12 @@ REFERS = model(node("Softmax", ["x"], ["y"], axis=1))
 REFERS.graph.node[0].attribute[0].ref_attr_name = "q"
 NO_DEFAULT = model(node("Relu", ["x"], ["y"]))
 NO_DEFAULT.opset_import[0].domain = "my"
+TWICE = calls(function(node("Relu", ["a"], ["b"])))
+TWICE.functions[0].attribute_proto.extend([helper.make_attribute("k", 1)] * 2)
+LISTED = node("Custom", ["x"], ["y"], domain="my", graphs=[body(node("Relu", ["nope"], ["t"]))])
+LATER = function(node("Gelu", ["a"], ["b"]))
+SPARSE_ATTRIBUTE = model(node("Constant", [], ["y"]))
+SPARSE_ATTRIBUTE.graph.node[0].attribute.add(name="s", type=onnx.AttributeProto.SPARSE_TENSOR)
 LOOP = helper.make_graph([node("Identity", ["k"], ["k2"])], "b", [value("k")], [value("k2")])
 SELF_CALL = function(node("F", ["a"], ["b"], domain="my"))
 SPARSE = model(node("Add", ["x", "w"], ["y"]))
@@ -182,6 +188,11 @@ GRAPHS: list[tuple[str, onnx.ModelProto, str, str]] = [
      "NODE_SCHEMA", "'body'"),
     ("call with too many inputs", calls(function(node("Relu", ["a"], ["b"])), inputs=("x", "x")),
      "NODE_SCHEMA", "'call'"),
+    ("function's attribute twice", TWICE, "GRAPH_DUP_NAME", "'F'"),
+    ("undefined in one of several graphs", model(LISTED, imports=[helper.make_opsetid("my", 1)]),
+     "GRAPH_DANGLING", "'nope' of Relu node 't'"),
+    ("default of a later opset in a function", calls(LATER), "NODE_SCHEMA", "Gelu node 'b'"),
+    ("sparse attribute", SPARSE_ATTRIBUTE, "MODEL_UNSUPPORTED", "'s'"),
     ("sparse initializer", SPARSE, "MODEL_UNSUPPORTED", "'w'"),
     ("map type", MAP_INPUT, "MODEL_UNSUPPORTED", "Map types"),
 ]  # fmt: skip
@@ -216,6 +227,25 @@ def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     evil = "\x1b[2J\nError: all is well" + "!" * 9999
     path = write(tmp_path / "d", model(node("Add", ["x", evil], ["y"])))
     assert_refused(path, "GRAPH_DANGLING", "\\x1b[2J")
+
+
+def test_a_tensor_deeper_than_protobuf_reads(tmp_path: Path) -> None:
+    """The walk looks at tensors without counting them as a level; protobuf has the last word."""
+    graph = body(node("Relu", ["x"], ["t"]))
+    constant = node("Constant", [], ["t"], value=ones())
+    constant.attribute[0].t.metadata_props.add(key="k", value="v")
+    for level in range(33):
+        graph = helper.make_graph(
+            [node("If", ["c"], ["t"], then_branch=graph)] if level else [constant], "g", [], []
+        )
+    with pytest.raises(ModelError) as caught:
+        load_model(
+            write(
+                tmp_path / "d",
+                helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9),
+            )
+        )
+    assert caught.value.code == "MODEL_DEPTH"
 
 
 def test_the_hint_names_the_nearest_op(tmp_path: Path) -> None:

@@ -244,6 +244,17 @@ def test_nodes_are_sorted() -> None:
     assert [node.op_type for node in load(proto).graph] == ["Abs", "Relu"]
 
 
+def test_nodes_of_functions_are_sorted() -> None:
+    body = [helper.make_node("Neg", ["k"], ["b"]), helper.make_node("Abs", ["a"], ["k"])]
+    imports = [helper.make_opsetid("", 17), helper.make_opsetid("my", 1)]
+    function = helper.make_function("my", "F", ["a"], ["b"], body, imports)
+    x, y = (helper.make_tensor_value_info(name, 1, ["N"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("F", ["x"], ["y"], domain="my")], "g", [x], [y])
+    proto = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=9)
+    (loaded,) = load(proto).functions.values()
+    assert [node.op_type for node in loaded] == ["Abs", "Neg"]
+
+
 def load(proto: onnx.ModelProto) -> ir.Model:
     import tempfile
 
