@@ -83,6 +83,16 @@ def example_sizes(axes: Sequence[Axis], shapes: Mapping[str, Sequence[int]]) -> 
     return chosen
 
 
+def other_sizes(axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, int]:
+    """Another size for each dim, where its range allows one, unlike every other size of either kind."""
+    chosen: dict[str, int] = {}
+    for axis in axes:
+        if axis.name not in chosen:
+            size, taken = sizes[axis.name], {*sizes.values(), *chosen.values()}
+            chosen[axis.name] = _free_size(size, axis.allowed, taken)
+    return chosen
+
+
 def _axis(name: str, index: int, spec: DimSpec, shapes: Mapping[str, Sequence[int]]) -> Axis:
     if name not in shapes:
         raise _bad(f"No input is named {name!r}.", nearest(name, shapes))

@@ -29,7 +29,7 @@ def strip_metadata(model: ir.Model) -> None:
         for node in graph.all_nodes():
             for key in [key for key in node.metadata_props if key not in KEPT_METADATA]:
                 del node.metadata_props[key]
-    for value in _values(model):
+    for value in all_values(model):
         value.metadata_props.clear()
 
 
@@ -77,7 +77,7 @@ def rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
             return dim
         return ir.SymbolicDim(word.sub(lambda match: names[match.group()], dim.value))
 
-    for value in _values(model):
+    for value in all_values(model):
         if value.shape is not None:
             value.shape = ir.Shape([renamed(dim) for dim in value.shape])
 
@@ -89,8 +89,8 @@ def _needs_own_node(value: ir.Value, before: Iterable[ir.Value]) -> bool:
 
 def _rename(model: ir.Model, wanted: Mapping[ir.Value, str]) -> list[str]:
     names = set(wanted.values())
-    others = [value for value in _values(model) if value not in wanted and value.name in names]
-    taken = {value.name for value in _values(model)} | names
+    others = [value for value in all_values(model) if value not in wanted and value.name in names]
+    taken = {value.name for value in all_values(model)} | names
     moved = []
     for value in others:
         moved.append(value.name or "")
@@ -103,7 +103,7 @@ def _rename(model: ir.Model, wanted: Mapping[ir.Value, str]) -> list[str]:
     return moved
 
 
-def _values(model: ir.Model) -> list[ir.Value]:
+def all_values(model: ir.Model) -> list[ir.Value]:
     """Every value of the model, each once."""
     found: dict[ir.Value, None] = {}
     graphs: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]

@@ -15,10 +15,11 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.errors import ExportError
-from burnish.exporter.dims import Axis, Dynamic, example_sizes, read_axes
+from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said, typed
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import evaluating, quiet
+from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
 from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
 from burnish.exporter.values import Inputs, by_name, flat_outputs, resized, tensors, to_numpy, to_tensor
@@ -89,8 +90,11 @@ def export_module(
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(shapes))
         program, dims = _capture(module, named, axes, opset)
+        runs = _two_runs(module, named, axes, outputs)
     model, moved = _finish(program, dims, (list(shapes), names), keep_metadata=keep_metadata)
     notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
+    wrong = correct_shapes(model, names, runs) if runs else []
+    notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
     known = signature(model)
     manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
     reference = _Reference(module, named, dict(zip(outputs, names, strict=True)))
@@ -143,6 +147,26 @@ def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[di
             note = f"examples kept as given, the module fails at {changed}: {said(error)}"
             return named, _run(module, named), [note]
     return named, _run(module, named), []
+
+
+def _two_runs(
+    module: Any, named: Mapping[str, Any], axes: Sequence[Axis], outputs: Mapping[str, Any]
+) -> tuple[tuple[Sizes, Shapes], tuple[Sizes, Shapes]] | None:
+    """Shapes of the outputs at the example's sizes and at others; None where the module refuses those."""
+    sizes = {axis.name: int(named[axis.input].shape[axis.axis]) for axis in axes}
+    others = other_sizes(axes, sizes)
+    wide = dict(named)
+    for axis in axes:
+        wide[axis.input] = resized(wide[axis.input], axis.axis, others[axis.name])
+    try:
+        with quiet():
+            again = flat_outputs(module(**_copies(wide)))
+    except Exception:  # noqa: BLE001 - dims that depend on each other; parity finds sizes that go together
+        return None
+    if list(again) != list(outputs):
+        return None
+    first, second = ([tuple(t.shape) for t in each.values()] for each in (outputs, again))
+    return (sizes, first), (others, second)
 
 
 def _run(module: Any, named: dict[str, Any]) -> Any:

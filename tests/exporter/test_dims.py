@@ -1,7 +1,7 @@
 import pytest
 
 from burnish.errors import ExportError
-from burnish.exporter.dims import Axis, example_sizes, read_axes
+from burnish.exporter.dims import Axis, example_sizes, other_sizes, read_axes
 from burnish.manifest import DimRange
 
 SHAPES = {"ids": (1, 7), "mask": (1, 7), "x": (4, 3)}
@@ -85,6 +85,14 @@ def test_sizes_that_hide_nothing_stay() -> None:
 def test_sizes_stay_in_range() -> None:
     sizes = example_sizes([axis("x", 0, "a", 1, 4), axis("y", 0, "b", 1, 4)], {"x": (4,), "y": (4,)})
     assert sizes == {"a": 4, "b": 2}
+
+
+def test_other_sizes_are_unlike_all_before() -> None:
+    axes = [axis("x", 0, "a"), axis("y", 0, "b", 1, 5), axis("z", 0, "c", 2, 3)]
+    found = other_sizes(axes, {"a": 4, "b": 5, "c": 3})
+    assert len({4, 5, 3, found["a"], found["b"]}) == 5
+    assert found["b"] < 5
+    assert found["c"] in (2, 3)
 
 
 def test_one_dim_with_two_example_sizes_is_refused() -> None:

@@ -80,6 +80,17 @@ def test_a_wrong_graph_names_output_and_sizes(encoder: Exported) -> None:
     check_parity(encoder, wrong_for_batches, tolerance=0.1)
 
 
+def test_torch_exports_adaptive_pooling_wrongly_and_it_is_seen() -> None:
+    """torch 2.13 fixes kernel and stride from the example's size, without a word."""
+    image = torch.randn(1, 2, 8, 8)
+    exported = export_module(
+        torch.nn.AdaptiveAvgPool2d(2), {"input": image}, dynamic={"input": {2: "height"}}
+    )
+    with pytest.raises(MismatchError, match="at height=7") as caught:
+        check_parity(exported, Reference(to_bytes(exported.model)))
+    assert caught.value.code == "EXPORT_PARITY"
+
+
 def test_a_graph_that_does_not_run_is_a_mismatch(encoder: Exported) -> None:
     def broken(_feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise ModelError("node 'x' fails.", "Look at it.")

@@ -229,6 +229,18 @@ def test_dims_that_depend_on_each_other() -> None:
     assert all(a["twice"] == 2 * a["n"] for a in receipt.assignments)
 
 
+def test_wrong_shapes_of_a_loop_are_corrected() -> None:
+    """torch 2.13 declares [batch, 2, 5] for an LSTM whose length is dynamic; the graph is right."""
+    net = Seeded(torch.nn.LSTM(4, 5, batch_first=True).forward)
+    dynamic = {"input": {0: "batch", 1: "length"}}
+    exported = export_module(net, {"input": torch.randn(3, 2, 4)}, dynamic=dynamic)
+    assert exported.signature.outputs[0].shape == ("batch", "length", 5)
+    assert any("wrong shape of output 'output_0'" in note for note in exported.notes)
+    assert [o.shape for o in exported.signature.outputs[1:]] == [(1, "batch", 5)] * 2
+    receipt = check_parity(exported, Reference(to_bytes(exported.model)))
+    assert {a["length"] for a in receipt.assignments} >= {1, 7, 16}
+
+
 @pytest.mark.parametrize("opset", [17, 24])
 def test_opset_outside_what_torch_writes(opset: int) -> None:
     with pytest.raises(ExportError, match="opsets 18 to 23") as caught:
