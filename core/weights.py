@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 import onnx_ir as ir
 
+from burnish.errors import ExternalDataError, shown
+from burnish.reader import open_inside
+
 SMALLEST_EXTERNAL: Final = 1024
 """Bytes; smaller tensors stay in the model, as shape inference needs those that are shapes."""
+_PIECE: Final = 1 << 22  # bytes copied at once
 _PAGE: Final = 4096  # what onnx.proto recommends for offsets, so that a reader can memory-map
 
 
@@ -90,8 +94,35 @@ def content(places: Sequence[Place]) -> Iterator[bytes]:
     for place in places:
         if place.offset > end:
             yield b"\0" * (place.offset - end)
-        yield place.tensor.tobytes()
+        yield from _bytes_of(place.tensor)
         end = place.offset + place.tensor.nbytes
+
+
+def _bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+    """The bytes of a tensor; one that is on disk is copied in pieces, so that it never fills the memory."""
+    if not isinstance(tensor, ir.ExternalTensor) or tensor.raw is not None or not tensor.base_dir:
+        yield tensor.tobytes()
+        return
+    location, left = str(tensor.location), tensor.nbytes
+    try:
+        with open_inside(str(tensor.base_dir), PurePosixPath(location)) as file:
+            file.seek(tensor.offset or 0)
+            while left and (chunk := file.read(min(left, _PIECE))):
+                left -= len(chunk)
+                yield chunk
+    except OSError as error:
+        why = f"can no longer be read ({error.strerror})"
+        raise _gone(tensor, location, why, "EXT_MISSING") from error
+    if left:
+        raise _gone(tensor, location, f"is now {left} bytes too short", "EXT_BOUNDS")
+
+
+def _gone(tensor: ir.ExternalTensor, location: str, why: str, code: str) -> ExternalDataError:
+    return ExternalDataError(
+        f"Tensor '{shown(tensor.name)}' is in '{shown(location)}', which {why}.",
+        "The file was changed after the model was loaded; load the model again.",
+        code=code,
+    )
 
 
 def refer(places: Sequence[Place], location: str) -> None:

@@ -1,6 +1,8 @@
 """load_model and save_model: tensors in and beside the file, lazily and deterministically."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from burnish import model as model_module
-from burnish.errors import ModelError, OutputError
+from burnish.errors import ExternalDataError, ModelError, OutputError
 from burnish.manifest import Manifest, decode
 from burnish.model import copy_model, load_model, save_model, signature, to_bytes
 from burnish.model_file import check_model_file, read_model_file
@@ -224,6 +226,47 @@ def test_external_data_of_attributes_and_functions_is_read_and_embedded(tmp_path
     assert check_model_file(tmp_path / "n.onnx").data == {}
     out = Reference(tmp_path / "n.onnx")({"x": np.zeros((1, 3), np.float32)})
     np.testing.assert_array_equal(out["y"], [[3, 3, 3]])
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda path: path.unlink(), "EXT_MISSING"),
+        (lambda path: path.write_bytes(b"x" * 100), "EXT_BOUNDS"),
+    ],
+)
+def test_data_that_changed_after_loading(
+    wide: ir.Model, tmp_path: Path, change: Callable[[Path], object], code: str
+) -> None:
+    save(wide, tmp_path / "m.onnx", external_threshold=0)
+    loaded = load_model(tmp_path / "m.onnx")
+    change(next(tmp_path.glob("*.data")))
+    with pytest.raises(ExternalDataError, match="'w'") as caught:
+        save(loaded, tmp_path / "n.onnx", external_threshold=0)
+    assert caught.value.code == code
+    assert not list(tmp_path.glob("n.*"))
+
+
+def test_copying_weights_takes_no_memory(tmp_path: Path) -> None:
+    """40 MB go from one data file to another through pieces of 4 MiB."""
+    array = np.broadcast_to(np.arange(1_000_000, dtype=np.float32), (10, 1_000_000))
+    model = parse("g (float[N] x) => (float[N] y) { y = Relu (x) }")
+    model.graph.register_initializer(ir.Value(name="w", const_value=ir.Tensor(array, name="w")))
+    save(model, tmp_path / "m.onnx", external_threshold=0)
+    code = """
+import resource, sys
+from pathlib import Path
+from burnish.model import load_model, save_model, signature
+model = load_model(sys.argv[1])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+save_model(model, Path(sys.argv[1]).with_name("n.onnx"), signature(model), external_threshold=0)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.onnx")], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 25_000, "KiB"
+    assert sorted(p.stat().st_size for p in tmp_path.glob("*.data")) == [40_000_000] * 2
 
 
 def test_weights_are_not_read_before_they_are_touched(wide: ir.Model, tmp_path: Path) -> None:
