@@ -60,7 +60,7 @@ class _Resolver:
             raise self._error(
                 tensor,
                 f"{why}, which is not a plain path inside the model's folder",
-                "Move the data beside the model and write its name without '/', '..' or '\\'.",
+                "Move the data beside the model, and name it by a plain relative path.",
                 "EXT_PATH",
             )
         offset, length = (self._number(tensor, key, entries) for key in ("offset", "length"))
