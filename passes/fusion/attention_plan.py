@@ -31,8 +31,11 @@ from burnish.passes.shapes import Shapes
 from burnish.target import Target
 
 CONTRIB: Final = "com.microsoft"
+_LOWEST: Final = float(np.finfo(np.float32).min)
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
-_TYPES: Final = (ir.DataType.FLOAT, ir.DataType.FLOAT16)
+# In float16 a kernel that adds masks in float32 gives other weights where everything is masked, and rounding
+# alone is beyond what the pass promises.
+_NOT_FLOAT: Final = "fusing single steps is not exact in any type but float32"
 
 
 @final
@@ -90,7 +93,7 @@ def make_plan(
     """
     views = ((found.query, True), (found.key, True), (found.value, False))
     operands = [trace(view, shapes, scaled=scaled) for view, scaled in views]
-    why = _mismatch(found, operands, shapes)
+    why = _mismatch(operands)
     if why is not None:
         return why
     plan = _contrib(found, operands, dying, shapes)
@@ -105,14 +108,13 @@ def make_plan(
     return plan
 
 
-def _mismatch(found: Found, operands: list[Operand], shapes: Shapes) -> str | None:
+def _mismatch(operands: list[Operand]) -> str | None:
     query, key, value = (operand.sizes for operand in operands)
     if not query["B"] == key["B"] == value["B"]:
         return "query, key and value are not provably of one batch size"
     if None in (query["N"].size, key["N"].size, query["D"].size, value["D"].size):
         return "the number of heads or their size is not constant"
-    dtype = float_type(found, shapes)
-    return None if dtype in _TYPES else f"the fused operators do not take {dtype or 'an unknown type'}"
+    return None
 
 
 def float_type(found: Found, shapes: Shapes) -> ir.DataType | None:
@@ -150,6 +152,8 @@ def _scaled(plan: Plan) -> Plan | str:
 
 
 def _contrib(found: Found, operands: list[Operand], dying: frozenset[ir.Node], shapes: Shapes) -> Plan | str:
+    if float_type(found, shapes) != ir.DataType.FLOAT:
+        return _NOT_FLOAT
     query, key, value = (operand.sizes["N"] for operand in operands)
     if query != key or key != value or repeated(operands[1].heads, shapes):
         return f"grouped-query attention: {CONTRIB}::MultiHeadAttention has no heads that share keys"
@@ -176,13 +180,13 @@ def _contrib_mask(found: Found, shapes: Shapes) -> Mask | str:
     frame = found.frame
     reader = MaskReader(shapes, frame)
     readings = [reader.read(term) for term in found.terms]
-    mask = _readable(found, [r for r in readings if r], shapes) if None not in readings else None
+    mask = _readable(found, [r for r in readings if r]) if None not in readings else None
     if mask is not None:
         return mask
     if found.standard or found.causal:
         return "the mask is not provably one of keys, nor a causal one over as many queries as keys"
     fills = {term.number for term in found.terms if term.kind == "fill"}
-    if not fills <= {-math.inf, _lowest(found, shapes)}:
+    if not fills <= {-math.inf, _LOWEST}:
         return "what is filled into masked scores cannot be added instead"
     terms = [(term, shapes[term.value].shape) for term in found.terms]
     if not all(shape is not None and _fits(shape, frame) for _, shape in terms):
@@ -192,7 +196,7 @@ def _contrib_mask(found: Found, shapes: Shapes) -> Mask | str:
     return Mask(terms=found.terms, guard="nan" if found.guarded and not harmless else "none")
 
 
-def _readable(found: Found, readings: list[Reading], shapes: Shapes) -> Mask | None:
+def _readable(found: Found, readings: list[Reading]) -> Mask | None:
     """The mask by its meaning: keys, or causal, or both; None where that would not be exact."""
     atoms = dict.fromkeys(atom for reading in readings for atom in reading.atoms)
     causal = found.causal or CAUSAL in atoms
@@ -202,22 +206,18 @@ def _readable(found: Found, readings: list[Reading], shapes: Shapes) -> Mask | N
         return None
     if len(fills) > 1 or (len(readings) > 1 and fills != {-math.inf}):
         return None
-    fill, lowest = fills.pop(), _lowest(found, shapes)
-    hopeless = fill <= max(_HOPELESS, lowest)
-    zeroed = found.guarded and (math.isinf(fill) or (found.standard and fill == lowest))
+    fill = fills.pop()
+    hopeless = fill <= _HOPELESS
+    zeroed = found.guarded and (math.isinf(fill) or (found.standard and fill == _LOWEST))
     if not keys:
         return Mask(causal=causal) if hopeless or not causal else None
     if causal:
-        return Mask(keys[0], lowest, causal=True) if fill == lowest and not zeroed else None
+        return Mask(keys[0], _LOWEST, causal=True) if fill == _LOWEST and not zeroed else None
     if zeroed:
-        return Mask(keys[0], lowest, guard="key")
+        return Mask(keys[0], _LOWEST, guard="key")
     if any(term.kind == "fill" for term in found.terms) and math.isfinite(fill):
-        return Mask(keys[0], lowest) if hopeless else None
+        return Mask(keys[0], _LOWEST) if hopeless else None
     return Mask(keys[0], fill)
-
-
-def _lowest(found: Found, shapes: Shapes) -> float:
-    return float(np.finfo((float_type(found, shapes) or ir.DataType.FLOAT).numpy()).min)
 
 
 def _fits(shape: tuple[object, ...], frame: Frame) -> bool:
@@ -247,6 +247,8 @@ def _standard(found: Found, operands: list[Operand], dying: frozenset[ir.Node], 
 
 def _standard_mask(found: Found, shapes: Shapes) -> Mask | str:
     """The mask of an attention in single steps, for an operator that gives 0 where all is masked."""
+    if float_type(found, shapes) != ir.DataType.FLOAT:
+        return _NOT_FLOAT
     if not found.terms:
         return Mask()
     frame = found.frame

@@ -41,7 +41,8 @@ class FuseAttention(Pass):
     share, a causal one an attribute, any other a bias. Where every key is masked the result stays what it
     was: the mean of the values for a finite mask, NaN for -inf, and 0 where the graph has a guard or is the
     standard Attention (kept by a Where). Exact for masks of 0 and 1; in an integer mask, a negative number
-    hides a key after the fusion. Where query, key or value hold NaN, what a guard makes of it may differ.
+    hides a key after the fusion. Only float32 is fused from single steps. Where query, key or value hold
+    NaN, what a guard makes of it may differ.
     """
 
     name: ClassVar[str] = "fuse-attention"

@@ -471,6 +471,16 @@ def test_negative_scale_does_not_fuse() -> None:
     assert "scale is not positive" in context.misses[0].why
 
 
+def test_single_steps_in_float16_stay() -> None:
+    text = dynamo().replace("float[", "float16[")
+    with np.errstate(over="ignore"):  # the lowest float32 becomes -inf
+        half = {n: v.astype(np.float16) if v.dtype == np.float32 else v for n, v in WEIGHTS.items()}
+    model = parse(text, weights=half)
+    context = Context()
+    assert FuseAttention().rewrite(model, context) == 0
+    assert "float32" in context.misses[0].why
+
+
 def test_a_classifier_is_no_attention() -> None:
     text = f"g ({X}) => ({OUT}) {{ a = MatMul (x, wq)  b = Softmax <axis = -1> (a)  z = MatMul (b, wk) }}"
     assert misses(text) == ""
