@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -57,8 +56,16 @@ def to_bytes(model: ir.Model) -> bytes:
 def _serialise(model: ir.Model) -> bytes:
     inside = weight_bytes(model, external=False)
     if inside < 2**31:
-        with contextlib.suppress(EncodeError):
+        try:
             return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
+        except EncodeError:  # the graph itself, besides its weights, takes it over the limit
+            pass
+        except _SERDE as error:
+            raise ModelError(
+                f"Graph '{shown(model.graph.name)}' holds what cannot be written as ONNX: {_root(error)}.",
+                "Look at the attribute or tensor it names.",
+                code="MODEL_UNSUPPORTED",
+            ) from error
     name = shown(model.graph.name)
     raise ModelError(
         f"Graph '{name}' does not fit into one protobuf: {inside} bytes of its weights are inside.",

@@ -333,6 +333,13 @@ def test_over_2_gb_in_one_protobuf(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.code == "MODEL_SIZE"
 
 
+def test_what_cannot_be_written(wide: ir.Model) -> None:
+    wide.graph.node(0).attributes["k"] = ir.AttrInt64("k", 1 << 70)
+    with pytest.raises(ModelError, match="'g'") as caught:
+        to_bytes(wide)
+    assert caught.value.code == "MODEL_UNSUPPORTED"
+
+
 def test_over_2_gb_goes_beside_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     monkeypatch.setattr(model_module, "write_together", lambda files, remove: written.extend(map(str, files)))
