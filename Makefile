@@ -48,7 +48,11 @@ test-all: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@mkdir -p $(EMPTY) && cd $(EMPTY) && $(BIN)/mypy --config-file $(CURDIR)/setup.cfg -p burnish
+	@mkdir -p $(EMPTY) && cd $(EMPTY) && $(BIN)/mypy --config-file $(CURDIR)/setup.cfg -p burnish | tee mypy.log
+	@# mypy says "Success" too when it finds nothing to check: count.
+	@checked=$$(sed -n 's/.* \([0-9]*\) source files.*/\1/p' $(EMPTY)/mypy.log); \
+	 modules=$$(find core exporter passes runtime benchmarks -name '*.py' | wc -l); \
+	 test "$${checked:-0}" -ge "$$modules" || { echo "mypy checked $$checked of $$modules modules"; exit 1; }
 
 .venv-peers/.requirements: requirements/peers.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers

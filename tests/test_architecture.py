@@ -14,7 +14,8 @@ HEAVY = ("torch", "transformers", "onnxruntime")
 OUTER = ("burnish.exporter", "burnish.benchmarks", "burnish.api", "burnish.cli")
 FORBIDDEN = {
     "passes": ("torch", "transformers", "onnxruntime", "burnish.runtime", *OUTER),
-    "runtime": ("torch", "transformers", "onnx_ir", "onnxscript", "onnx", "burnish.passes", "burnish.model", *OUTER),
+    "runtime": ("torch", "transformers", "onnx_ir", "onnxscript", "onnx", "burnish.model", "burnish.passes",
+                *OUTER),
     "exporter": ("burnish.runtime", "burnish.benchmarks", "onnxruntime"),
 }  # fmt: skip
 # The spine imports none of the other parts; what orchestrates them lives in core/ too and may.

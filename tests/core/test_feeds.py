@@ -40,7 +40,8 @@ def test_feeds_respect_what_inputs_mean() -> None:
     feeds = make_feeds([IDS, MASK], {"batch": 3, "sequence": 20}, seed=0)
     assert feeds["input_ids"].shape == (3, 20)
     assert feeds["input_ids"].dtype == np.int64
-    assert feeds["input_ids"].min() >= 0 and feeds["input_ids"].max() < 50
+    assert feeds["input_ids"].min() >= 0
+    assert feeds["input_ids"].max() < 50
     mask = feeds["attention_mask"]
     assert set(np.unique(mask)) <= {0, 1}
     assert (mask.sum(axis=1) >= 1).all()

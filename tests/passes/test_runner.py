@@ -126,7 +126,7 @@ def test_rollback_goes_on_without_the_pass() -> None:
 
 
 def test_a_model_that_no_longer_loads_is_a_mismatch() -> None:
-    with pytest.raises(MismatchError, match="the rewritten model fails: .*NoSuchOp"):
+    with pytest.raises(MismatchError, match=r"the rewritten model fails: .*NoSuchOp"):
         run(Breaks())
 
 
