@@ -7,9 +7,9 @@ from typing import Final
 from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
-    "remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-shapes,simplify-indices,"
-    "merge-reshapes,remove-expand,eliminate-common-subexpressions,deduplicate-initializers,remove-unused,"
-    "infer-shapes"
+    "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-shapes,"
+    "simplify-indices,merge-reshapes,remove-expand,eliminate-common-subexpressions,"
+    "deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with; a second application changes nothing."""
 
