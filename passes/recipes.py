@@ -11,7 +11,7 @@ CLEAN_UP: Final = (
     "simplify-indices,merge-reshapes,remove-expand,eliminate-common-subexpressions,"
     "deduplicate-initializers,remove-unused,infer-shapes"
 )
-"""What every recipe starts and ends with; a second application changes nothing."""
+"""What every recipe starts and ends with."""
 
 _FUSE: Final = "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
 
