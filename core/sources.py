@@ -71,6 +71,9 @@ def open_source(given: ModelLike) -> Source:
         # onnx-ir's deserialised graph shares its initializers with the proto: passes would change both.
         import copy
 
+        from burnish.graph_check import validate
+
+        validate(given)
         model = onnx_ir.serde.deserialize_model(copy.deepcopy(given))
     elif isinstance(given, onnx_ir.Model):
         model = copy_model(given)

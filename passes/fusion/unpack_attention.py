@@ -1,4 +1,4 @@
-"""Attention(x, w, b)  ->  MultiHeadAttention(*Split(x @ w + b)), both of com.microsoft"""
+"""Attention(x, w, b)  ->  MultiHeadAttention(*Split(x @ w), b), both of com.microsoft"""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ _KEPT: Final = ("num_heads", "scale", "mask_filter_value", "unidirectional")
 class UnpackAttention(Pass):
     """Take the projection of query, key and value out of com.microsoft::Attention.
 
-    It stays one matrix, as a MatMul and an Add, which quantisation can make int8. Kept as they are:
-    attentions with a cache, with rotary embedding, or with a mask that is not [batch, keys].
+    It stays one matrix, as a MatMul, which quantisation can make int8; the bias goes to the attention,
+    which adds it on the way. Kept as they are: attentions with a cache, with rotary embedding, or with a
+    mask that is not [batch, keys].
     """
 
     name: ClassVar[str] = "unpack-attention"
@@ -49,16 +50,14 @@ def _unpack(node: ir.Node, scope: Scope, shapes: Shapes, context: Context) -> bo
         return False
     x, weight, bias, mask, _, biases = _inputs(node)
     product = ir.node("MatMul", [x, weight])
-    new = [_typed(product, node, sum(widths), scope)]
-    if bias is not None:
-        new.append(_typed(ir.node("Add", [product.outputs[0], bias]), node, sum(widths), scope))
-    parts = _split(new[-1].outputs[0], node, widths, scope)
-    inputs = [*parts.outputs, None, mask, biases]
+    _describe(product.outputs[0], node, sum(widths), scope.fresh(f"{node.outputs[0].name}_matmul"))
+    parts = _split(product.outputs[0], node, widths, scope)
+    inputs = [*parts.outputs, bias, mask, biases]
     while inputs[-1] is None:
         inputs.pop()
     attributes = [node.attributes[key] for key in _KEPT if key in node.attributes]
     fused = ir.Node(CONTRIB, "MultiHeadAttention", inputs, attributes)
-    scope.replace([node], [*new, parts, fused], {node.outputs[0]: fused.outputs[0]}, UnpackAttention.name)
+    scope.replace([node], [product, parts, fused], {node.outputs[0]: fused.outputs[0]}, UnpackAttention.name)
     return True
 
 
@@ -100,12 +99,6 @@ def _split(value: ir.Value, node: ir.Node, widths: list[int], scope: Scope) -> i
     for output, name, width in zip(split.outputs, ("query", "key", "value"), widths, strict=True):
         _describe(output, node, width, scope.fresh(f"{node.outputs[0].name}_{name}"))
     return split
-
-
-def _typed(new: ir.Node, node: ir.Node, width: int, scope: Scope) -> ir.Node:
-    name = scope.fresh(f"{node.outputs[0].name}_{new.op_type.lower()}")
-    _describe(new.outputs[0], node, width, name)
-    return new
 
 
 def _describe(value: ir.Value, node: ir.Node, width: int, name: str) -> None:

@@ -59,7 +59,7 @@ def test_folder_out_is_an_artifact(encoder_path: Path, tmp_path: Path) -> None:
     burnish.optimize(encoder_path, output=tmp_path / "fast.burnish", **FAST)
     artifact = Artifact.open(tmp_path / "fast.burnish")
     steps = [receipt.step for receipt in artifact.manifest.receipts]
-    assert steps[0] == "remove-identity"
+    assert "remove-identity" in steps
     assert steps[-1] == "deployed"
     assert "remove-identity" in artifact.manifest.recipe
     assert artifact.manifest.versions["burnish"] == burnish.__version__

@@ -47,7 +47,7 @@ def test_optimize_prints_receipts_and_writes(encoder_path: Path, tmp_path: Path)
 def test_optimize_json_is_alone_on_stdout(encoder_path: Path, tmp_path: Path) -> None:
     result = burnish("optimize", encoder_path, "-o", tmp_path / "fast.onnx", "--no-measured", "--json")
     receipts = json.loads(result.stdout)["receipts"]
-    assert receipts[0]["step"] == "remove-identity"
+    assert "remove-identity" in [receipt["step"] for receipt in receipts]
     assert "remove-identity" in result.stderr
 
 

@@ -15,7 +15,7 @@ WEIGHTS = {
     "sizes": np.array([16, 16, 16]),
 }
 X, OUT = "float[batch, seq, 16] x", "float[batch, seq, 16] z"
-ALL = ["MatMul", "Add", "Split", "MultiHeadAttention"]
+ALL = ["MatMul", "Split", "MultiHeadAttention"]
 
 
 def attention(inputs: str = "x, w, b", attributes: str = "num_heads = 2") -> str:
