@@ -160,6 +160,8 @@ def _contrib(found: Found, operands: list[Operand], dying: frozenset[ir.Node], s
     sources = _sources(operands, dying)
     if sources is None or (found.standard and any(map(_is_apart, sources))):
         return "heads are apart where query, key and value are made"
+    if _is_apart(sources[1]) and operands[1].sizes["D"] != operands[2].sizes["D"]:
+        return "heads are apart, and those of keys and values differ in size"
     mask = _contrib_mask(found, shapes)
     return mask if isinstance(mask, str) else _scaled(Plan("contrib", found, sources, mask, 1.0, dying))
 

@@ -419,6 +419,15 @@ def test_heads_apart_are_joined_for_the_query_only() -> None:
     assert [value.shape.rank() if value and value.shape else 0 for value in attention.inputs] == [3, 4, 4]
 
 
+def test_heads_apart_of_different_sizes_stay_apart() -> None:
+    text = """g (float[b, 4, s, 8] q, float[b, 4, t, 8] k, float[b, 4, t, 6] v) => (float[b, 4, s, 6] o) {
+        kt = Transpose <perm = [0, 1, 3, 2]> (k)  scores = MatMul (q, kt)
+        w = Softmax <axis = -1> (scores)  o = MatMul (w, v)
+    }"""
+    assert "differ in size" in misses(text)
+    check_pass(FuseAttention(), text.replace("t, 6", "t, 8").replace("s, 6", "s, 8"), count=1)
+
+
 def test_sequence_first_as_in_multi_head_attention_of_torch() -> None:
     text = f"""g ({X}) => ({OUT}) {{
         xt = Transpose <perm = [1, 0, 2]> (x)  p = MatMul (xt, wqkv)  p1 = Add (p, bqkv)
