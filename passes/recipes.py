@@ -8,7 +8,7 @@ from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
     "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-shapes,"
-    "simplify-indices,merge-reshapes,remove-expand,eliminate-common-subexpressions,"
+    "simplify-indices,fold-constants,merge-reshapes,remove-expand,eliminate-common-subexpressions,"
     "deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""

@@ -134,9 +134,19 @@ def _dim_of(call: Call, fact: Fact, axis: int) -> Dim:
 
 
 def _resolve(call: Call, shape: Shape | None, dims: list[Dim | None]) -> Shape:
-    known = [dim for dim in dims if dim is not None]
-    left = None if shape is None else product(shape).divided_by(product(known))
+    left = None if shape is None else _quotient(shape, [dim for dim in dims if dim is not None])
     return tuple(dim if dim is not None else left or call.shapes.fresh() for dim in dims)
+
+
+def _quotient(shape: Shape, known: list[Dim]) -> Dim | None:
+    """The elements of `shape` for each element of `known`; sums cancel as a whole only."""
+    own, rest = list(shape), []
+    for dim in known:
+        if dim in own:
+            own.remove(dim)
+        else:
+            rest.append(dim)
+    return product(own).divided_by(product(rest))
 
 
 def _flatten(call: Call) -> Sequence[Fact]:

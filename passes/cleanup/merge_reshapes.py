@@ -11,10 +11,13 @@ import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
 from burnish.passes.cleanup.reshape_target import constant_target
-from burnish.passes.dims import product
+from burnish.passes.dims import Dim, product
 from burnish.passes.editing import Editor
 from burnish.passes.shape_rules import transpose_perm
 from burnish.passes.shapes import Call, Shape, Shapes
+
+Split = tuple[Shape, list[list[int]]]
+"""Dims, and the groups of them (by index) that make up each dim of another shape."""
 
 _RESHAPES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
 _FIRST_OPSET_WITH_AXES_INPUT: Final = 13
@@ -28,8 +31,8 @@ class MergeReshapes(Pass):
 
     - Reshape, Flatten, Squeeze and Unsqueeze in a row become one of them, or nothing;
     - Transposes in a row become one, or nothing;
-    - a Transpose between two Reshapes that merge dims and split the same ones again becomes one Transpose of
-      all of them (the exporter writes a key transpose like that).
+    - a Transpose between two Reshapes becomes a Transpose of the dims that the two have in common, after a
+      Reshape to those dims if the input has others (the exporter writes a key transpose like that).
 
     Kept: a chain whose result has more than one size that is neither known nor copied; a Transpose whose
     result is used elsewhere too, as merging it would save nothing.
@@ -88,33 +91,29 @@ class _Merger:
         first = None if transpose is None else _maker(transpose, *_RESHAPES)
         if transpose is None or first is None or first.inputs[0] is None:
             return False
-        perm, groups = self._perm(transpose), self._groups(first)
-        source, result = self._shapes[first.inputs[0]].shape, self._shapes[node.outputs[0]].shape
-        if perm is None or groups is None or source is None:
+        perm, source = self._perm(transpose), self._shapes[first.inputs[0]].shape
+        middle, result = self._shapes[first.outputs[0]].shape, self._shapes[node.outputs[0]].shape
+        if perm is None or not source or not middle or not _feeds_only(first, transpose):
             return False
-        order = [axis for group in perm for axis in groups[group]]
-        if tuple(source[axis] for axis in order) != result or not _feeds_only(first, transpose):
-            return False
-        if not _feeds_only(transpose, node) or not self._context.permit(node):
-            return False
-        self._renew(node, "Transpose", [first.inputs[0]], perm=order)
-        return True
+        for dims, groups in filter(None, (merged(source, middle), factors(source, middle))):
+            order = [axis for group in perm for axis in groups[group]]
+            if tuple(dims[axis] for axis in order) == result and _feeds_only(transpose, node):
+                return self._transpose_dims(node, first.inputs[0], dims, order)
+        return False
 
-    def _groups(self, node: ir.Node) -> list[list[int]] | None:
-        """For each dim of a Reshape's result the dims of its input that it is the product of."""
-        source, result = self._shapes[node.inputs[0]].shape, self._shapes[node.outputs[0]].shape
-        if not source or not result:
-            return None
-        groups, axis = [], 0
-        for dim in result:
-            group: list[int] = []
-            while product(source[each] for each in group) != dim or not group:
-                if axis == len(source):
-                    return None
-                group.append(axis)
-                axis += 1
-            groups.append(group)
-        return groups if axis == len(source) else None
+    def _transpose_dims(self, node: ir.Node, source: ir.Value, dims: Shape, order: list[int]) -> bool:
+        shape = self._shapes[source].shape
+        target = constant_target(shape, dims)
+        if (dims != shape and target is None) or not self._context.permit(node):
+            return False
+        if dims != shape:
+            name = node.outputs[0].name
+            vector = self._editor.constant(node, f"{name}_dims", np.array(target, dtype=np.int64))
+            split = self._editor.insert(node, "Reshape", [source, vector], name=f"{name}_split")
+            self._shapes.add(split)
+            source = split.outputs[0]
+        self._renew(node, "Transpose", [source], perm=order)
+        return True
 
     def _merge_reshapes(self, node: ir.Node) -> None:
         for root in _roots(node):
@@ -175,6 +174,44 @@ class _Merger:
         fact = self._shapes[node.outputs[0]]
         new = self._editor.renew(node, op_type, inputs, **attributes)
         self._shapes[new.outputs[0]] = fact
+
+
+def merged(source: Shape, result: Shape) -> Split | None:
+    """The dims of `source`, and for each dim of `result` those that it is the product of."""
+    groups, axis = [], 0
+    for dim in result:
+        group: list[int] = []
+        while product(source[each] for each in group) != dim or not group:
+            if axis == len(source):
+                return None
+            group.append(axis)
+            axis += 1
+        groups.append(group)
+    return (source, groups) if axis == len(source) else None
+
+
+def factors(source: Shape, result: Shape) -> Split | None:
+    """The largest dims, without 1, that dims of both are products of; for each dim of `result` which."""
+    found: list[Dim] = []
+    groups, left = [], [dim for dim in reversed(source) if dim.size != 1]
+    for dim in result:
+        first, rest = len(found), dim
+        while rest.size != 1:
+            own = left.pop() if left else Dim()
+            if own.size == 0:
+                return None
+            inside, around = rest.divided_by(own), own.divided_by(rest)
+            if inside is not None:
+                found.append(own)
+                rest = inside
+            elif around is not None:
+                found.append(rest)
+                left.append(around)
+                rest = Dim.of(1)
+            else:
+                return None
+        groups.append(list(range(first, len(found))))
+    return None if left else (tuple(found), groups)
 
 
 def added_ones(source: Shape, result: Shape) -> list[int] | None:

@@ -174,6 +174,14 @@ class _Simplifier:
         )
 
     def _has_partner(self, node: ir.Node, user: ir.Node, place: int, length: Dim) -> bool:
+        if is_op(user, "Unsqueeze"):
+            axes, rank = self._call(user).ints("axes", 1), self._shapes[user.outputs[0]].rank
+            users = user.outputs[0].consumers()
+            if axes is None or rank is None or not users:
+                return False
+            kept = [axis for axis in range(rank) if axis not in {a % rank for a in axes}]
+            moved = kept[place] - rank
+            return all(self._has_partner(user, each, moved, length) for each in users)
         if user.domain or user.op_type not in ("Add", "Mul", "Sub"):
             return False
         others = [self._shapes[value].shape for value in user.inputs if value is not node.outputs[0]]
