@@ -172,10 +172,20 @@ def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndar
     A graph input with a default is not constant. Arrays over `max_bytes` are not touched (they may be
     memory-mapped) and give None.
     """
-    tensor = None if value is None or value.is_graph_input() else ir.convenience.get_const_tensor(value)
+    tensor = None if value is None else tensor_of(value)
     if tensor is None or (max_bytes is not None and tensor.nbytes > max_bytes):
         return None
     return tensor.numpy()
+
+
+def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
+    """The tensor of an initializer or a Constant node, not read yet; None for anything else."""
+    if value.is_graph_input():
+        return None
+    node = value.producer()
+    if node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes):
+        return None
+    return ir.convenience.get_const_tensor(value)
 
 
 def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:

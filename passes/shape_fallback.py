@@ -10,9 +10,9 @@ import onnx.defs
 import onnx.shape_inference
 import onnx_ir as ir
 
-from burnish.passes.base import bodies
+from burnish.passes.base import bodies, tensor_of
 from burnish.passes.dims import Dim
-from burnish.passes.shapes import Call, Fact, Shapes, tensor_of
+from burnish.passes.shapes import Call, Fact, Shapes
 
 _MAX_INPUT_BYTES: Final = 1024  # sizes, scales, pads, splits; weights are not read for their shape
 

@@ -7,10 +7,11 @@ from typing import Final
 
 import onnx_ir as ir
 
+from burnish.passes.base import tensor_of
 from burnish.passes.dims import Dim, product, total
 from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
-from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape, tensor_of
+from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape
 
 Rule = Callable[[Call], Sequence[Fact]]
 

@@ -14,6 +14,7 @@ from typing import Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import bodies
+from burnish.passes.base import tensor_of as tensor_of
 from burnish.passes.dims import Dim, DimOverflowError
 
 MAX_CONTENT: Final = 64
@@ -202,16 +203,6 @@ class Shapes:
 def annotated_dtype(value: ir.Value) -> ir.DataType | None:
     """The dtype that the model states; onnxruntime refuses a model that states a wrong one."""
     return value.type.dtype if isinstance(value.type, ir.TensorType) else None
-
-
-def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
-    """The tensor of an initializer or a Constant node, not read yet; None for anything else."""
-    if value.is_graph_input():
-        return None
-    node = value.producer()
-    if node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes):
-        return None
-    return ir.convenience.get_const_tensor(value)
 
 
 def _constant(value: ir.Value) -> Fact | None:

@@ -9,9 +9,8 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, bodies
+from burnish.passes.base import Context, Numerics, Pass, bodies, tensor_of
 from burnish.passes.editing import Editor
-from burnish.passes.shapes import tensor_of
 
 _RANDOM: Final = frozenset(
     {

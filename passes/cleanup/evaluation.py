@@ -11,7 +11,7 @@ import onnx
 import onnx_ir as ir
 from onnx.reference import ReferenceEvaluator
 
-from burnish.passes.shapes import tensor_of
+from burnish.passes.base import tensor_of
 
 MOVING: Final = frozenset(
     {

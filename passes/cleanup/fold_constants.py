@@ -10,11 +10,11 @@ from typing import ClassVar, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_op
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_op, tensor_of
 from burnish.passes.cleanup.evaluation import CLOSE, EXACT, MOVING, evaluate
 from burnish.passes.cleanup.inline_branch import inline_branch
 from burnish.passes.editing import Editor
-from burnish.passes.shapes import Fact, Shapes, tensor_of
+from burnish.passes.shapes import Fact, Shapes
 
 # What numpy does in one sweep; other operators are evaluated by slow reference code.
 _FAST: Final = MOVING | {"Add", "Div", "Mul", "Neg", "Sqrt", "Sub"}

@@ -9,13 +9,13 @@ from typing import ClassVar, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of, is_op
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of, is_op, tensor_of
 from burnish.passes.cleanup.grids import Grid, Grids
 from burnish.passes.cleanup.sizes import Sizes
 from burnish.passes.dims import Dim
 from burnish.passes.editing import Editor
 from burnish.passes.shape_contents import slice_bounds
-from burnish.passes.shapes import Call, Shape, Shapes, tensor_of
+from burnish.passes.shapes import Call, Shape, Shapes
 
 _NEUTRAL: Final = {"And": 1, "Or": 0}
 

@@ -8,13 +8,13 @@ from typing import ClassVar, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, bodies, is_op
+from burnish.passes.base import Context, Numerics, Pass, bodies, is_op, tensor_of
 from burnish.passes.cleanup.reshape_target import constant_target
 from burnish.passes.cleanup.sizes import Sizes
 from burnish.passes.dims import Dim
 from burnish.passes.editing import Editor
 from burnish.passes.shape_rules import shape_bounds
-from burnish.passes.shapes import Fact, Shape, Shapes, tensor_of
+from burnish.passes.shapes import Fact, Shape, Shapes
 
 _Key = tuple[ir.DataType | None, int | None, Shape]
 

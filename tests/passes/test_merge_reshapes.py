@@ -202,3 +202,59 @@ def test_the_metadata_of_the_last_one_is_kept() -> None:
     model.graph.node(1).metadata_props["namespace"] = "layer.0"
     assert MergeReshapes().rewrite(model, Context()) == 1
     assert model.graph.node(0).metadata_props["namespace"] == "layer.0"
+
+
+def test_heads_of_multi_head_attention() -> None:
+    """torch folds the heads into the batch and takes them out again, with sizes that are computed."""
+    model = check_pass(
+        MergeReshapes(),
+        before="""
+            g (float[sequence, batch, 8] x) => (float[batch, 4, sequence, 2] y)
+            <int64[1] two = {2}, int64[1] four = {4}>
+            {
+                s = Shape <start = 0, end = 1> (x)
+                b = Shape <start = 1, end = 2> (x)
+                r = Mul (b, four)
+                t = Concat <axis = 0> (s, r, two)
+                m = Reshape <allowzero = 1> (x, t)
+                p = Transpose <perm = [1, 0, 2]> (m)
+                u = Concat <axis = 0> (b, four, s, two)
+                y = Reshape <allowzero = 1> (p, u)
+            }
+        """,
+        after=["Reshape", "Transpose"],
+        count=1,
+        dims={"batch": DimRange(0, 3)},
+    )
+    assert ir.convenience.get_const_tensor(model.graph.node(0).inputs[1]).numpy().tolist() == [0, 0, 4, 2]
+
+
+def test_a_dim_that_is_added_to_be_moved_and_dropped() -> None:
+    check_pass(
+        MergeReshapes(),
+        before="""
+            g (float[sequence, batch, 3, 4] x) => (float[3, sequence, batch, 4] y)
+            <int64[1] zero = {0}, int64[1] last = {-2}>
+            {
+                u = Unsqueeze (x, zero)
+                t = Transpose <perm = [3, 1, 2, 0, 4]> (u)
+                y = Squeeze (t, last)
+            }
+        """,
+        after="y = Transpose <perm: ints = [2, 0, 1, 3]> (x)",
+        count=1,
+    )
+
+
+def test_empty_dims_have_no_factors() -> None:
+    model = parse(
+        """
+        g (float[0, 4] x) => (float[6, 0] y) <int64[3] one = {2, 0, 3}, int64[2] two = {6, 0}>
+        {
+            r = Reshape <allowzero = 1> (x, one)
+            t = Transpose <perm = [0, 2, 1]> (r)
+            y = Reshape <allowzero = 1> (t, two)
+        }
+        """
+    )
+    check_pass(MergeReshapes(), model, count=0)

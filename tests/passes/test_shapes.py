@@ -149,6 +149,23 @@ def test_positions_that_are_cut_to_the_sequence_broadcast_with_it() -> None:
     assert spelt(found["z"].shape) == "batch,sequence,8"
 
 
+def test_sums_cancel_as_a_whole() -> None:
+    """Keys of past and present positions: the -1 of [-1, past + sequence, 16] is 4 * batch."""
+    found = facts(
+        """
+        g (float[batch, 4, past, 16] p, float[batch, 4, sequence, 16] q) => (float[A, B, C] z)
+        <int64[1] minus = {-1}, int64[1] last = {16}>
+        {
+            k = Concat <axis = 2> (p, q)
+            n = Shape <start = 2, end = 3> (k)
+            t = Concat <axis = 0> (minus, n, last)
+            z = Reshape (k, t)
+        }
+        """
+    )
+    assert spelt(found["z"].shape) == "4*batch,past+sequence,16"
+
+
 def test_two_names_may_be_one_and_another() -> None:
     assert shape_of("Add (a, b)", inputs="float[m, 3] a, float[n, 3] b") == "?0,3"
     assert shape_of("Add (a, b)", inputs="float[m, 3] a, float[2, 3] b") == "2,3"

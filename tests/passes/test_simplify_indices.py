@@ -128,6 +128,21 @@ def test_positions_from_a_range_are_a_slice() -> None:
     )
 
 
+def test_positions_that_are_unsqueezed_after_the_lookup() -> None:
+    check_pass(
+        SimplifyIndices(),
+        before=f"""
+            g (float[batch, sequence, 4] x) => (float[batch, sequence, 4] y)
+            <int64 zero = {{0}}, int64 one = {{1}}, int64[1] axes = {{0}}>
+            {{ {RANGE}  e = Gather (table, r)  u = Unsqueeze (e, axes)  y = Add (x, u) }}
+        """,
+        weights={"table": TABLE},
+        after=["Shape", "Slice", "Unsqueeze", "Add"],
+        count=1,
+        dims={"sequence": DimRange(0, 10)},
+    )
+
+
 def test_positions_that_nothing_bounds_stay() -> None:
     """Gather refuses more positions than there are rows; a Slice would give fewer rows without a word."""
     check_pass(
