@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from burnish.artifact import Artifact
-from burnish.checking import DifferentialChecker, model_file
+from burnish.checking import DifferentialChecker, model_file, runnable
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError
 from burnish.manifest import Manifest, Receipt
 from burnish.model import node_count, signature
@@ -224,6 +224,7 @@ def _rewrite(
 ) -> Any:
     need_output(given, output)
     source = open_source(given)
+    _need_target(source, target)
     samples, notes = _samples(data, source, seed)
     bench = Workbench(
         source.manifest, target, samples=samples, typical=typical, calibration=calibration,
@@ -263,7 +264,7 @@ def _deployed(
     return Receipt(
         step="deployed", numerics=numerics.name.lower(), max_abs_error=verdict.difference.max_abs,
         max_rel_error=rel, nodes_before=node_count(source.model), nodes_after=node_count(outcome.model),
-        assignments=verdict.assignments, notes=tuple(notes),
+        assignments=verdict.assignments, notes=(*notes, *checker.notes),
     )  # fmt: skip
 
 
@@ -271,7 +272,9 @@ def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], tar
     before = source.manifest
     kept = [r.step for r in outcome.receipts if r.status == "kept"]
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))
-    portable = not any(_is_bound(node.domain) for node in outcome.model.graph.all_nodes())
+    model, local = outcome.model, {function.domain for function in outcome.model.functions.values()}
+    domains = {node.domain for body in (model.graph, *model.functions.values()) for node in body.all_nodes()}
+    portable = not any(map(_is_bound, domains - local))
     return msgspec.structs.replace(
         signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
         target="portable" if portable else target.name, versions=versions(), files={},
@@ -299,15 +302,26 @@ def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
         return default
     if isinstance(given, Recipe):
         return given
-    if isinstance(given, Path) or Path(given).suffix in (".txt", ".recipe"):
+    if isinstance(given, Path) or os.path.isfile(given) or Path(given).suffix in (".txt", ".recipe"):
         try:
             given = Path(given).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise RecipeError(
-                f"Cannot read the recipe file {os.fspath(given)!r}: {error.strerror}.",
+                f"Cannot read the recipe file {os.fspath(given)!r}: {why}.",
                 "Give a file, or the recipe as text.", code="RECIPE_FILE",
             ) from error  # fmt: skip
     return Recipe.parse(given)
+
+
+def _need_target(source: Source, target: Target) -> None:
+    bound = source.manifest.target
+    if bound not in ("portable", target.name):
+        raise TargetError(
+            f"The model was made for {bound}, not for {target.name}.",
+            f"Use target {bound}, or start from the model before it was optimized.",
+            code="TARGET_MISMATCH",
+        )
 
 
 def _need_int8(target: Target, scheme: str) -> None:
@@ -330,7 +344,8 @@ def _samples(
     specs = source.manifest.inputs
     if isinstance(data, str) and data == "random":
         note = "calibrated on RANDOM inputs: the accuracy on real data is unknown"
-        return random_samples(source.manifest, count=_RANDOM_SAMPLES, seed=seed), [note]
+        made_up = random_samples(source.manifest, count=_RANDOM_SAMPLES, seed=seed)
+        return runnable(source.model, source.manifest, made_up, seed=seed), [note]
     where = Path(data) if isinstance(data, (str, os.PathLike)) else data
     samples = list(read_samples(where, specs))
     for number, sample in enumerate(samples):

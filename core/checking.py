@@ -5,8 +5,11 @@ Part of the orchestration (`burnish.api`): it knows both onnx-ir models and onnx
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -15,16 +18,20 @@ import onnx_ir as ir
 
 from burnish.difference import Difference, worst
 from burnish.errors import ModelError
-from burnish.feeds import Assignment, assignments, make_feeds
+from burnish.fallback_sizes import fallback_sizes
+from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds
 from burnish.manifest import Manifest
 from burnish.model import to_bytes
 from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
 from burnish.runtime.reference import ModelSource, Reference
+from burnish.weights import weight_bytes
 
 Arrays = Mapping[str, np.ndarray]
 
+_ENOUGH: Final = 4  # assignments of the dynamic dims; fewer are topped up at fallback sizes
 _ONE_PROTO: Final = 1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
+_FEWEST: Final = 4  # assignments of the dynamic dims that a check is meant to cover
 
 
 @final
@@ -33,12 +40,14 @@ class DifferentialChecker:
 
     Args:
         interface: inputs, meanings and ranges of the models to compare.
-        samples: real inputs, on which lossy steps are judged (random ones otherwise).
+        samples: real inputs, on which lossy steps are judged (random ones otherwise). Lossy steps run on
+            the random ones too, where shapes and the places of NaN must fit.
         seed: of the random inputs; the same seed gives the same inputs.
     """
 
     def __init__(self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0) -> None:
         specs = interface.inputs
+        self._interface, self._seed = interface, seed
         self._random: list[tuple[Assignment, Arrays]] = [
             (sizes, make_feeds(specs, sizes, seed=seed + number))
             for number, sizes in enumerate(assignments(specs, interface.dims))
@@ -46,6 +55,8 @@ class DifferentialChecker:
         self._real: list[tuple[Assignment, Arrays]] = [
             ({f"sample {number}": 1}, feeds) for number, feeds in enumerate(samples[:8])
         ]
+        self._dynamic = bool(dynamic_dims(specs))
+        self._dropped: list[str] = []
         self._runs_at_all = False
         self._cached: tuple[ir.Model, bool, list[Arrays]] | None = None
 
@@ -61,10 +72,17 @@ class DifferentialChecker:
         """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
         return self._compare(original, result, numerics, deployed=True)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was not compared, and why: sizes at which the source itself does not run."""
+        few = self._dynamic and len(self._random) < _FEWEST
+        short = [f"compared at {len(self._random)} assignments of the dynamic dims, {_FEWEST} are meant"]
+        return (*self._dropped, *(short if few else ()))
+
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics is Numerics.LOSSY and bool(self._real)
         reference = self._reference(before, real)
-        cases = self._real if real else self._random
+        cases = self._cases(real)
         sizes = tuple(assignment for assignment, _ in cases)
         try:
             actual = _outputs(after, [feeds for _, feeds in cases], optimize=deployed)
@@ -73,16 +91,25 @@ class DifferentialChecker:
             return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
         if not deployed:
             self._cached = (after, real, actual)
-        found = [worst(a, b) for a, b in zip(reference, actual, strict=True)]
-        index = max(range(len(found)), key=lambda i: (found[i].max_rel, found[i].l2))
+        lossy = numerics is Numerics.LOSSY
+        found = [worst(a, b, lossy=lossy) for a, b in zip(reference, actual, strict=True)]
+        index = max(self._judging(found, real), key=lambda i: found[i].judged(lossy=lossy))
         return Verdict(found[index], sizes, cases[index][0])
+
+    def _cases(self, real: bool) -> list[tuple[Assignment, Arrays]]:
+        return [*self._real, *self._random] if real else self._random
+
+    def _judging(self, found: Sequence[Difference], real: bool) -> list[int]:
+        """The cases whose difference counts: random ones beside real ones only where nothing fits."""
+        judges = len(self._real) if real else len(found)
+        return [i for i, apart in enumerate(found) if i < judges or math.isinf(apart.max_rel)]
 
     def _reference(self, model: ir.Model, real: bool) -> list[Arrays]:
         if self._cached is not None and self._cached[0] is model and self._cached[1] == real:
             return self._cached[2]
         if not self._runs_at_all:
             self._drop_impossible(model)
-        cases = self._real if real else self._random
+        cases = self._cases(real)
         return _outputs(model, [feeds for _, feeds in cases])
 
     def _drop_impossible(self, model: ir.Model) -> None:
@@ -95,11 +122,51 @@ class DifferentialChecker:
                     reference(case[1])
                 except ModelError as error:
                     failure = error
+                    sizes = ", ".join(f"{name}={size}" for name, size in case[0].items())
+                    self._dropped.append(f"not compared at {sizes}, where the source fails: {error.what}")
                 else:
                     possible.append(case)
+            if len(possible) < _ENOUGH:
+                more = _elsewhere(reference, self._interface, seed=self._seed)
+                possible += itertools.islice(more, _ENOUGH - len(possible))
         if not possible:
             raise failure
         self._random, self._runs_at_all = possible, True
+
+
+def runnable(
+    model: ir.Model, interface: Manifest, samples: Sequence[Arrays], *, seed: int
+) -> Sequence[Arrays]:
+    """The random samples on which the model runs; where there are none, some at fallback sizes.
+
+    Raises:
+        ModelError: the model does not load, or runs nowhere.
+    """
+    with model_file(model) as source:
+        reference = Reference(source)
+        found = []
+        for feeds in samples:
+            try:
+                reference(feeds)
+            except ModelError as error:
+                failure = error
+            else:
+                found.append(feeds)
+        found = found or [feeds for _, feeds in _elsewhere(reference, interface, seed=seed)]
+    if not found:
+        raise failure
+    return found
+
+
+def _elsewhere(
+    reference: Reference, interface: Manifest, *, seed: int
+) -> Iterator[tuple[Assignment, Arrays]]:
+    """Cases at fallback sizes of the dynamic dims, at which the source runs."""
+    for number, sizes in enumerate(fallback_sizes(interface.inputs, interface.dims)):
+        feeds = make_feeds(interface.inputs, sizes, seed=seed + 100 + number)
+        with contextlib.suppress(ModelError):
+            reference(feeds)
+            yield sizes, feeds
 
 
 def _outputs(model: ir.Model, feeds: Sequence[Arrays], *, optimize: bool = False) -> list[Arrays]:
@@ -116,10 +183,7 @@ class model_file:  # noqa: N801 - a context manager, named as one
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> ModelSource:
-        weights = sum(
-            v.const_value.nbytes for v in self._model.graph.initializers.values() if v.const_value is not None
-        )
-        if weights < _ONE_PROTO:
+        if weight_bytes(self._model) < _ONE_PROTO:
             return to_bytes(self._model)
         self._folder = tempfile.TemporaryDirectory(prefix="burnish-")
         path = Path(self._folder.name) / "model.onnx"

@@ -27,6 +27,10 @@ class Difference:
         """True when the difference keeps a pass's promise (see `burnish.passes.base.Numerics`)."""
         return (self.l2 if lossy else self.max_rel) <= tolerance
 
+    def judged(self, *, lossy: bool = False) -> tuple[float, float]:
+        """What differences are ordered by: what `within` looks at first."""
+        return (self.l2, self.max_rel) if lossy else (self.max_rel, self.l2)
+
 
 def difference(name: str, reference: np.ndarray, actual: np.ndarray) -> Difference:
     """Compare one output with its reference."""
@@ -49,10 +53,15 @@ def difference(name: str, reference: np.ndarray, actual: np.ndarray) -> Differen
     return Difference(name, float(error.max()), float(error.max()) / scale, l2)
 
 
-def worst(reference: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray]) -> Difference:
-    """The largest difference over all outputs; a missing output is infinitely far."""
+def worst(
+    reference: Mapping[str, np.ndarray], actual: Mapping[str, np.ndarray], *, lossy: bool = False
+) -> Difference:
+    """The largest difference over all outputs; a missing output is infinitely far.
+
+    The largest in what a promise is judged by: `l2` for a lossy step, `max_rel` otherwise.
+    """
     found = [
         difference(name, array, actual[name]) if name in actual else Difference(name, *[np.inf] * 3)
         for name, array in reference.items()
     ]
-    return max(found, key=lambda d: (d.max_rel, d.l2), default=Difference())
+    return max(found, key=lambda d: d.judged(lossy=lossy), default=Difference())

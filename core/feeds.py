@@ -50,15 +50,16 @@ def assignments(
     *,
     sizes: Sequence[int] = (7, 1, 16, 2),
 ) -> list[Assignment]:
-    """At least four assignments: batch 1, 2, 3 crossed with lengths that include 1, kept in range.
+    """Four assignments: batch 1, 2, 3 crossed with lengths that include 1, kept in range.
 
     Batch-like dims go 1, 2, 3, 1 while the others go through `sizes`, shifted against each other so that
-    two dims are not always equal. A model without dynamic dims has one assignment: `{}`.
+    two dims are not always equal; where every dim is a batch they go 1, 2, 3, 4. Ranges may leave fewer. A
+    model without dynamic dims has one assignment: `{}`.
     """
     names = dynamic_dims(specs)
     if not names:
         return [{}]
-    batches = (1, 2, 3, 1)
+    batches = (1, 2, 3, 4 if all(map(is_batch, names)) else 1)
     result: list[Assignment] = []
     for step in range(len(sizes)):
         others = itertools.count(step)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from burnish.errors import ModelError
+from burnish.errors import BurnishError
 from burnish.manifest import Manifest
 from burnish.model import histogram, node_count
 from burnish.sources import open_source
@@ -60,11 +62,23 @@ def _macs(model: ir.Model, interface: Manifest) -> tuple[int | None, str]:
     inner = sorted(str(name) for name in names if name not in shapes)
     try:
         arrays = Workbench(interface, TARGETS["cpu"]).probe(model, inner)
-    except ModelError as error:
+    except BurnishError as error:
         return None, f"(not counted: {error.what})"
     shapes |= {name: array.shape for name, array in arrays.items()}
     total = sum(_COUNTERS[node.op_type](node, shapes) for node in heavy)
-    return total, "at batch 1, other dynamic dims 128"
+    return total, f"at batch 1, other dynamic dims 128{_uncounted(model)}"
+
+
+def _uncounted(model: ir.Model) -> str:
+    """What multiplies too and is not counted: fused ops, and those in bodies and functions."""
+    counted = Counter(node.op_type for node in model.graph)
+    found = {
+        op: count - (counted[op] if op in _COUNTERS else 0)
+        for op, count in histogram(model).items()
+        if _MULTIPLIES.search(op)
+    }
+    rest = [f"{count} {op}" for op, count in found.items() if count]
+    return f"; not counted: {', '.join(rest)}" if rest else ""
 
 
 def _matmul(node: ir.Node, shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -88,3 +102,4 @@ def _name(value: ir.Value | None) -> str:
 
 
 _COUNTERS = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
+_MULTIPLIES = re.compile(r"(MatMul|Gemm|Conv|Attention|Einsum|LSTM|GRU|RNN)(?!ert)")

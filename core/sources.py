@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias, TypeGuard, final
 from burnish.artifact import Artifact
 from burnish.errors import ArtifactError, OutputError
 from burnish.manifest import Manifest
-from burnish.model import copy_model, save_model, signature
+from burnish.model import copy_model, signature
 
 if TYPE_CHECKING:
     import onnx
@@ -93,9 +93,6 @@ def open_artifact(path: Path) -> Artifact:
 
 def write(artifact: Artifact, output: Path) -> Artifact:
     """Write to a plain `.onnx` (with data file when large, and a `.burnish.json`) or to a folder."""
-    if output.suffix == ".onnx":
-        save_model(artifact.model, output, artifact.manifest)
-        return Artifact.from_onnx(output)
     return artifact.save(output)
 
 

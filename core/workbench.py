@@ -5,25 +5,21 @@ Each is a plain callable in `Context`, so that a pass stays a pure graph rewrite
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, final
+from typing import final
 
 import numpy as np
 import onnx_ir as ir
 
 from burnish.checking import model_file
 from burnish.errors import ModelError
-from burnish.feeds import assignments, dynamic_dims, make_feeds
+from burnish.feeds import assignments, make_feeds, typical_sizes
 from burnish.manifest import Manifest
 from burnish.model import expose
 from burnish.passes.base import Arrays, Context, Range
 from burnish.passes.runner import Progress
 from burnish.runtime.reference import Reference
 from burnish.target import Target
-
-_BATCH: Final = re.compile(r"batch|^b$|^n$", re.IGNORECASE)
-_TYPICAL_LENGTH: Final = 128
 
 
 @final
@@ -38,6 +34,9 @@ class Workbench:
         calibration: method of `burnish.runtime.calibrate`.
         progress: told of calibration batches.
         seed: of random inputs, where there are no samples.
+
+    Raises:
+        InputError: `typical` names a dim that no input has (DIM_UNKNOWN).
     """
 
     def __init__(
@@ -54,7 +53,8 @@ class Workbench:
         self._interface = interface
         self._target = target
         self._samples = samples
-        self._typical_sizes = dict(typical or {})
+        self._as_asked = bool(typical)
+        self._sizes = typical_sizes(interface.inputs, interface.dims, given=typical)
         self._calibration = calibration
         self._progress = progress
         self._seed = seed
@@ -108,13 +108,9 @@ class Workbench:
 
     def typical_feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
         """The first sample; without samples random inputs, typical sizes first, then any that run."""
-        if self._samples and not self._typical_sizes:
+        if self._samples and not self._as_asked:
             yield self._samples[0]
             return
         specs, dims = self._interface.inputs, self._interface.dims
-        wanted = {name: 1 if _BATCH.search(name) else _TYPICAL_LENGTH for name in dynamic_dims(specs)}
-        for name, size in wanted.items():
-            longest = dims[name].max if name in dims else None
-            wanted[name] = self._typical_sizes.get(name, min(size, longest or size))
-        for sizes in (wanted, *assignments(specs, dims)):
+        for sizes in (self._sizes, *assignments(specs, dims)):
             yield make_feeds(specs, sizes, seed=self._seed)

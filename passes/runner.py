@@ -8,12 +8,12 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, final
+from typing import Literal, Protocol, final, get_args
 
 import onnx_ir as ir
 
 from burnish.difference import Difference
-from burnish.errors import MismatchError
+from burnish.errors import MismatchError, RecipeError, nearest
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
 from burnish.passes.base import Context, Numerics, Pass, Rewrite
@@ -76,7 +76,12 @@ def run_recipe(
     Raises:
         MismatchError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
             the single rewrite (node and value) and the sizes.
+        RecipeError: `on_mismatch` is neither.
     """
+    if on_mismatch not in get_args(OnMismatch):
+        raise RecipeError(
+            f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
+        )
     current, receipts = copy_model(model), []
     for number, pass_ in enumerate(recipe.passes):
         if progress is not None:

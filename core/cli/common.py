@@ -34,10 +34,13 @@ def json_option(command: F) -> F:
 
 
 def console(*, as_json: bool) -> Console:
-    """Where human output goes: stdout, or stderr when stdout carries JSON."""
+    """Where human output goes: stdout, or stderr when stdout carries JSON.
+
+    Brackets are text, as in `float32[batch, sequence]`; for colours give a `rich.text.Text` or a style.
+    """
     from rich.console import Console
 
-    return Console(stderr=as_json, highlight=False)
+    return Console(stderr=as_json, highlight=False, markup=False)
 
 
 def emit(result: object) -> None:
@@ -62,7 +65,8 @@ def progress() -> Iterator[Report]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description:<48}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("{task.description:<48}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TimeElapsedColumn(),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)

@@ -40,14 +40,15 @@ def doctor(timeout: float, as_json: bool) -> None:
 
 def _show(report: Report) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     out = console(as_json=False)
     providers = Table(box=None, pad_edge=False, show_header=False)
     for found in report.providers:
-        mark = "[green]works[/green]" if found.works else "[yellow]no[/yellow]"
+        mark = Text("works", style="green") if found.works else Text("no", style="yellow")
         providers.add_row(found.name, mark, found.why)
         for fix in found.fixes:
-            providers.add_row("", "", f"[dim]→[/dim] {_plain(fix)}")
+            providers.add_row("", "", f"→ {fix}")
     out.print(providers)
     facts = Table(box=None, pad_edge=False, show_header=False)
     machine, threads = report.machine, report.machine.threads
@@ -61,12 +62,7 @@ def _show(report: Report) -> None:
     out.print()
     out.print(facts)
     for problem in report.problems:
-        out.print(f"[yellow]Problem:[/yellow] {_plain(problem)}", soft_wrap=True)
-
-
-def _plain(text: str) -> str:
-    """Text with brackets that are not rich's markup, such as onnxruntime-gpu[cuda]."""
-    return text.replace("[", r"\[")
+        out.print(f"Problem: {problem}", style="yellow", soft_wrap=True)
 
 
 def _gb(size: int | None) -> str:

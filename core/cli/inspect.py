@@ -9,7 +9,7 @@ import click
 from burnish.cli.common import console, emit, json_option
 
 if TYPE_CHECKING:
-    from burnish.manifest import TensorSpec
+    from burnish.manifest import Receipt, TensorSpec
 
 
 @click.command()
@@ -31,14 +31,13 @@ def inspect(model: str, as_json: bool) -> None:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
     out = console(as_json=False)
     table = Table(box=None, show_header=False, pad_edge=False)
     for title, specs in (("input", facts["inputs"]), ("output", facts["outputs"])):
         for spec in specs:
-            table.add_row(title, escape(f"{spec.name}: {spec.dtype}{_shape(spec)}"))
+            table.add_row(title, f"{spec.name}: {spec.dtype}{_shape(spec)}")
     opsets = ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in facts["opsets"].items())
     table.add_row("opset", f"{opsets}; IR {facts['ir_version']}")
     table.add_row("nodes", f"{facts['nodes']:,}")
@@ -50,9 +49,18 @@ def _show(facts: dict[str, Any]) -> None:
         table.add_row("recipe", facts["recipe"])
     out.print(table)
     for receipt in facts["receipts"]:
-        if receipt.rewrites:
-            out.print(f"[dim]receipt[/dim] {receipt.step}: {receipt.rewrites} rewrites, "
-                      f"max error {receipt.max_abs_error}", soft_wrap=True)  # fmt: skip
+        for line in _told(receipt):
+            out.print(line, soft_wrap=True)
+
+
+def _told(receipt: Receipt) -> list[str]:
+    """What was compared, and every note; nothing of a step that found nothing to do."""
+    lines = [f"{receipt.step}: {note}" for note in receipt.notes]
+    if receipt.max_abs_error is None:
+        return lines
+    done = f"{receipt.rewrites} rewrites, " if receipt.rewrites else ""
+    error = f"max error {receipt.max_abs_error:.1e} at {len(receipt.assignments)} sets of sizes"
+    return [f"{receipt.step}: {done}{receipt.status}, {error}", *lines]
 
 
 def _shape(spec: TensorSpec) -> str:

@@ -60,7 +60,7 @@ def _list(described: list[dict[str, Any]]) -> None:
 
 def _show(described: dict[str, Any]) -> None:
     out = console(as_json=False)
-    out.print(f"[bold]{described['name']}[/bold] ({described['numerics']})\n")
-    out.print(described["doc"], markup=False)
+    out.print(f"{described['name']} ({described['numerics']})\n", style="bold")
+    out.print(described["doc"])
     for option in described["options"]:
-        out.print(f"\n  {option['name']}: {option['type']} = {option['default']}", markup=False)
+        out.print(f"\n  {option['name']}: {option['type']} = {option['default']}")

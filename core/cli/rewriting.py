@@ -18,7 +18,7 @@ REWRITE_OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option("-o", "--output", required=True, type=click.Path(),
                  help="An .onnx file, or a folder (an artifact)."),
     click.option("-r", "--recipe", metavar="TEXT|FILE",
-                 help="Passes in order, as text or a file ending in .recipe; see `burnish passes`."),
+                 help="Passes in order, as text or a file; see `burnish passes`."),
     click.option("--on-mismatch", type=click.Choice(["refuse", "rollback"]), default="refuse",
                  show_default=True, help="What to do when a pass changes the result."),
     click.option("--dim", multiple=True, callback=parse_pairs, metavar="NAME=N",
@@ -51,6 +51,7 @@ def sizes_of(pairs: Mapping[str, str]) -> dict[str, int]:
 def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
     """Print one line a pass: rewrites, nodes, largest error, seconds; then what did not fire and why."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     for name in ("pass", "rewrites", "nodes", "max error", "seconds", ""):
@@ -60,11 +61,11 @@ def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
             receipt.step, str(receipt.rewrites or "-"), f"{receipt.nodes_before}→{receipt.nodes_after}",
             "-" if receipt.max_abs_error is None else f"{receipt.max_abs_error:.1e}",
             "-" if receipt.seconds is None else f"{receipt.seconds:.1f}",
-            "" if receipt.status in ("kept", "unchanged") else f"[red]{receipt.status}[/red]",
+            "" if receipt.status in ("kept", "unchanged") else Text(receipt.status, style="red"),
         )  # fmt: skip
     out = console(as_json=as_json)
     out.print(table)
     for receipt in receipts:
         for note in (*receipt.measured, *receipt.notes):
-            out.print(f"{receipt.step}: {note}", markup=False, soft_wrap=True)
-    out.print(f"Written: {output}")
+            out.print(f"{receipt.step}: {note}", soft_wrap=True)
+    out.print(f"Written: {output}", soft_wrap=True)

@@ -190,7 +190,7 @@ def _show(
 
     out = console(as_json=as_json)
     shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feeds.items())
-    out.print(f"Ran on {provider} ({why}) with {shapes or 'no inputs'}.", soft_wrap=True, markup=False)
+    out.print(f"Ran on {provider} ({why}) with {shapes or 'no inputs'}.", soft_wrap=True)
     table = Table(box=None, pad_edge=False)
     for title in ("output", "dtype", "shape", "min", "mean", "max", "not finite", "file"):
         text = title in ("output", "dtype", "shape", "file")
@@ -199,4 +199,4 @@ def _show(
         numbers = (f"{row[key]:.4g}" if key in row else "-" for key in ("min", "mean", "max"))
         lost = str(row.get("not_finite", "-"))
         table.add_row(row["name"], row["dtype"], str(row["shape"]), *numbers, lost, row.get("file", "-"))
-    out.print(table, markup=False)
+    out.print(table)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,6 +13,7 @@ import burnish
 from burnish.artifact import Artifact
 from burnish.errors import (
     CalibrationError,
+    InputError,
     MismatchError,
     ModelError,
     OutputError,
@@ -19,7 +21,7 @@ from burnish.errors import (
     TargetError,
 )
 from burnish.model import node_count, signature, to_bytes
-from burnish.testing import text_of
+from burnish.testing import parse, text_of
 
 Feeds = Callable[[int], list[dict[str, np.ndarray]]]
 FAST = {"measured": False}
@@ -178,3 +180,60 @@ def test_load_runs_what_was_written(encoder_path: Path, tmp_path: Path, encoder_
     out = session(**feeds)
     assert out["hidden"].shape == (2, 6, 8)
     assert out["pooled"].shape == (2, 8)
+
+
+def test_a_model_bound_to_one_target_is_not_rewritten_for_another(encoder: ir.Model) -> None:
+    bound = msgspec.structs.replace(signature(encoder), target="cuda")
+    with pytest.raises(TargetError, match="was made for cuda, not for cpu") as caught:
+        burnish.optimize(Artifact.create(encoder, bound), target="cpu", **FAST)
+    assert caught.value.code == "TARGET_MISMATCH"
+
+
+FUNCTION = """
+    <ir_version: 10, opset_import: ["": 20, "local": 1, "com.microsoft": 1]>
+    g (float[batch, 4] x) => (float[batch, 4] y) { a = local.f (x)  y = Identity (a) }
+    <domain: "local", opset_import: ["": 20, "com.microsoft": 1]>
+    f (x) => (y) { BODY }
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "target"), [("y = Relu (x)", "portable"), ("y = com.microsoft.Gelu (x)", "cpu")]
+)
+def test_what_functions_hold_decides_the_target_too(body: str, target: str) -> None:
+    model = parse(FUNCTION.replace("BODY", body))
+    artifact = Artifact.create(model, signature(model))
+    result = burnish.optimize(artifact, recipe="remove-identity", **FAST)
+    assert result.manifest.target == target
+
+
+def test_a_recipe_file_may_have_any_name(encoder: ir.Model, tmp_path: Path) -> None:
+    path = tmp_path / "passes.conf"
+    path.write_text("remove-identity")
+    _, receipts = burnish.optimize(encoder, recipe=str(path), return_receipts=True, **FAST)
+    assert [receipt.step for receipt in receipts] == ["remove-identity", "deployed"]
+
+
+def test_a_recipe_file_that_is_not_text(encoder: ir.Model, tmp_path: Path) -> None:
+    path = tmp_path / "mine.recipe"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="it is not text") as caught:
+        burnish.optimize(encoder, recipe=path, **FAST)
+    assert caught.value.code == "RECIPE_FILE"
+
+
+def test_a_size_of_an_unknown_dim_is_an_error(encoder: ir.Model) -> None:
+    with pytest.raises(InputError, match="no dynamic dim 'sequenze'") as caught:
+        burnish.optimize(encoder, recipe="remove-identity", typical={"sequenze": 8}, **FAST)
+    assert caught.value.hint == "Did you mean 'sequence'?"
+
+
+def test_every_part_of_the_check_that_is_missing_is_in_the_last_receipt() -> None:
+    model = parse("""g (float[rows, 1] x) => (float[16, 1] y) {
+        shape = Constant <value_ints = [16, 1]> ()
+        a = Reshape (x, shape)
+        y = Identity (a)
+    }""")
+    _, receipts = burnish.optimize(model, recipe="remove-identity", return_receipts=True, **FAST)
+    assert receipts[-1].assignments == ({"rows": 16},)
+    assert sum("where the source fails" in note for note in receipts[-1].notes) == 3

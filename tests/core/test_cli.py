@@ -11,6 +11,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from burnish.cli import COMMANDS, main
+from burnish.model import save_model, signature
+from burnish.testing import parse
 
 
 def burnish(*arguments: object) -> Result:
@@ -152,3 +154,50 @@ def test_ctrl_c_leaves_nothing_half_written(encoder_path: Path, tmp_path: Path) 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert list(folder.iterdir()) == []
+
+
+def test_brackets_are_not_taken_for_markup(tmp_path: Path) -> None:
+    model = parse("g (float[batch, sequence] x) => (float[batch, sequence] y) { y = Identity (x) }")
+    model.graph.outputs[0].name = "y[bold]"
+    path = tmp_path / "a[b].onnx"
+    save_model(model, path, signature(model))
+    assert "y[bold]: float32[batch, sequence]" in burnish("inspect", path).stdout
+    assert "(output 'y[bold]')" in " ".join(burnish("verify", path, path).stdout.split())
+    result = burnish("optimize", path, "-o", tmp_path / "c[d].onnx", "--no-measured")
+    assert "c[d].onnx" in result.stdout
+
+
+def test_inspect_shows_every_receipt_that_compared_or_noted(encoder_path: Path, tmp_path: Path) -> None:
+    burnish("optimize", encoder_path, "-o", tmp_path / "fast", "--no-measured", "-r", "remove-identity")
+    shown = burnish("inspect", tmp_path / "fast").stdout
+    assert "deployed: kept, max error" in shown
+    assert "at 4 sets of sizes" in shown
+
+
+def test_inspect_says_what_it_does_not_count(tmp_path: Path) -> None:
+    model = parse(
+        """g (float[batch, 4] x) => (float[batch, 4] y) {
+        a = MatMul (x, w)
+        y = com.microsoft.FusedMatMul (a, w)
+    }""",
+        weights={"w": np.ones((4, 4), np.float32)},
+    )
+    save_model(model, tmp_path / "m.onnx", signature(model))
+    facts = json.loads(burnish("inspect", tmp_path / "m.onnx", "--json").stdout)
+    assert facts["macs"] == 16
+    assert facts["macs_note"].endswith("not counted: 1 com.microsoft::FusedMatMul")
+
+
+def test_inspect_of_a_model_whose_inputs_have_no_rank(tmp_path: Path) -> None:
+    model = parse("g (float x) => (float y) { y = Neg (x) }")
+    model.graph.inputs[0].shape = model.graph.outputs[0].shape = None
+    save_model(model, tmp_path / "m.onnx", signature(model))
+    result = burnish("inspect", tmp_path / "m.onnx")
+    assert result.exit_code == 0, result.output
+    assert "not counted" in result.stdout
+
+
+def test_a_size_of_an_unknown_dim_is_named(encoder_path: Path, tmp_path: Path) -> None:
+    result = burnish("optimize", encoder_path, "-o", tmp_path / "x.onnx", "--dim", "sequenze=8")
+    assert result.exit_code == 1
+    assert "no dynamic dim 'sequenze'" in result.stderr

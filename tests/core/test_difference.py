@@ -53,3 +53,11 @@ def test_strings_integers_and_empty() -> None:
 def test_worst_finds_the_output_and_misses_none() -> None:
     assert worst({"a": A, "b": A}, {"a": A, "b": A + 1}).name == "b"
     assert worst({"a": A}, {}).max_abs == np.inf
+
+
+def test_a_lossy_step_is_judged_by_the_output_with_the_largest_l2() -> None:
+    large, small = np.array([100.0, 1.0]), np.array([0.001, 0.001])
+    reference, actual = {"large": large, "small": small}, {"large": large + 2, "small": -small}
+    assert worst(reference, actual).name == "large"
+    assert worst(reference, actual, lossy=True).name == "small"
+    assert not worst(reference, actual, lossy=True).within(0.05, lossy=True)

@@ -17,6 +17,10 @@ def test_assignments_cover_batch_1_2_3_and_length_1() -> None:
     assert len({a["sequence"] for a in found}) >= 3
 
 
+def test_a_batch_alone_goes_through_four_sizes() -> None:
+    assert assignments([TensorSpec("x", "float32", ("N", 3))]) == [{"N": n} for n in (1, 2, 3, 4)]
+
+
 def test_assignments_stay_in_range() -> None:
     found = assignments([IDS], {"sequence": DimRange(4, 8), "batch": DimRange(2, 2)})
     assert {a["batch"] for a in found} == {2}

@@ -3,11 +3,14 @@
 import dataclasses
 from typing import ClassVar, final
 
+import msgspec
+import numpy as np
 import onnx_ir as ir
 import pytest
 
 from burnish.checking import DifferentialChecker
-from burnish.errors import MismatchError
+from burnish.errors import MismatchError, RecipeError
+from burnish.manifest import DimRange
 from burnish.model import signature
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
 from burnish.passes.cleanup.remove_identity import RemoveIdentity
@@ -75,7 +78,7 @@ def test_receipts_say_what_was_done_and_how_it_was_checked() -> None:
     assert (receipt.step, receipt.rewrites, receipt.status) == ("remove-identity", 1, "kept")
     assert (receipt.nodes_before, receipt.nodes_after) == (5, 4)
     assert receipt.max_abs_error == 0
-    assert {a["batch"] for a in receipt.assignments} == {1, 2, 3}
+    assert {a["batch"] for a in receipt.assignments} == {1, 2, 3, 4}
     assert receipt.seconds is not None
 
 
@@ -147,3 +150,48 @@ def test_misses_become_notes() -> None:
     (receipt,) = run(Shy()).receipts
     assert len(receipt.notes) == 1
     assert receipt.notes[0].endswith("and 4 more: not today")
+
+
+def test_an_unknown_way_out_of_a_mismatch_is_refused() -> None:
+    with pytest.raises(RecipeError, match="on_mismatch cannot be 'rolback'"):
+        run(RemoveIdentity(), on_mismatch="rolback")
+
+
+def test_sizes_at_which_the_source_fails_are_said() -> None:
+    model = parse("""g (float[rows, 1] x) => (float[4, 1] y) {
+        shape = Constant <value_ints = [4, 1]> ()
+        y = Reshape (x, shape)
+    }""")
+    interface = msgspec.structs.replace(signature(model), dims={"rows": DimRange(3, 4)})
+    checker = DifferentialChecker(interface)
+    assert checker(model, model, Numerics.EXACT).assignments == ({"rows": 4},)
+    assert checker.notes[0].startswith("not compared at rows=3, where the source fails: ")
+    assert checker.notes[-1] == "compared at 1 assignments of the dynamic dims, 4 are meant"
+
+
+def test_a_full_check_has_no_notes() -> None:
+    model = parse(CHAIN)
+    checker = DifferentialChecker(signature(model))
+    assert len(checker(model, model, Numerics.EXACT).assignments) == 4
+    assert checker.notes == ()
+
+
+def test_lossy_steps_run_on_other_sizes_than_those_of_the_samples_too() -> None:
+    model = parse("g (float[batch, 2] x) => (float[batch, 2] y) { y = Neg (x) }")
+    fixed = parse("""g (float[batch, 2] x) => (float[batch, 2] y) {
+        shape = Constant <value_ints = [5, 2]> ()
+        flat = Reshape (x, shape)
+        y = Neg (flat)
+    }""")
+    samples = [{"x": np.ones((5, 2), np.float32)}]
+    verdict = DifferentialChecker(signature(model), samples=samples)(model, fixed, Numerics.LOSSY)
+    assert verdict.failure.startswith("the rewritten model fails")
+
+
+def test_lossy_steps_are_judged_on_the_samples() -> None:
+    model = parse("g (float[batch, 2] x) => (float[batch, 2] y) { y = Identity (x) }")
+    clipped = parse("g (float[batch, 2] x) => (float[batch, 2] y) { y = Relu (x) }")
+    samples = [{"x": np.ones((5, 2), np.float32)}]
+    verdict = DifferentialChecker(signature(model), samples=samples)(model, clipped, Numerics.LOSSY)
+    assert verdict.difference.l2 == 0.0
+    assert verdict.failed_at == {"sample 0": 1}
