@@ -142,7 +142,15 @@ def _spec(value: ir.Value) -> TensorSpec:
 def _shape(shape: ir.Shape | None) -> tuple[Dim, ...] | None:
     if shape is None:
         return None
-    return tuple(dim if isinstance(dim, int) else dim.value for dim in shape)
+    return tuple(_dim(dim) for dim in shape)
+
+
+def _dim(dim: int | ir.SymbolicDim) -> Dim:
+    """A size, a name, or None where older exporters wrote -1 or ? for a size they did not know."""
+    size = dim if isinstance(dim, int) else dim.value
+    if isinstance(size, int):
+        return size if size >= 0 else None
+    return None if size == "?" else size
 
 
 def _meaning(value: ir.Value) -> Meaning:

@@ -1,0 +1,41 @@
+"""Sizes of the dynamic dims to try where a model fails at the usual ones.
+
+Real models tie dims in ways their types do not say (a mask `[batch, total]` as long as the ids
+`[batch, sequence]`), and convolutional ones fail on images of a few pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from burnish.feeds import Assignment, assignments, dynamic_dims, is_batch, typical_sizes
+from burnish.manifest import DimRange, TensorSpec
+
+_PAIRS: Final = ((1, 7), (2, 1), (3, 16), (1, 2), (1, 1), (1, 16), (1, 32), (2, 64), (3, 96), (1, 160))
+
+
+def fallback_sizes(
+    specs: Sequence[TensorSpec], dims: Mapping[str, DimRange] | None = None
+) -> Iterator[Assignment]:
+    """Assignments beside the usual ones: all dims but the batch are equal, from 1 to 160 and in range.
+
+    A first dim without a name of its own (`x.0`, Paddle's `DynamicDimension.0`) counts as a batch here.
+    """
+    names = dynamic_dims(specs)
+    tried = assignments(specs, dims)
+    for batch, size in _PAIRS:
+        first = {name: batch for name in names if is_batch(name) or name.endswith(".0")}
+        wanted = typical_sizes(specs, dims, batch=batch, other=size, given=_in_range(first, dims))
+        if wanted not in tried:
+            tried.append(wanted)
+            yield wanted
+
+
+def _in_range(sizes: Assignment, dims: Mapping[str, DimRange] | None) -> Assignment:
+    allowed = dims or {}
+    return {name: _clamp(size, allowed.get(name, DimRange())) for name, size in sizes.items()}
+
+
+def _clamp(size: int, allowed: DimRange) -> int:
+    return max(allowed.min, size if allowed.max is None else min(size, allowed.max))
