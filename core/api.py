@@ -25,7 +25,7 @@ from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
 from burnish.runtime.reference import Reference
-from burnish.sources import ModelLike, Source, need_output, open_source, write
+from burnish.sources import ModelLike, Source, left_out, need_output, open_source, write
 from burnish.target import Target, get_target
 from burnish.workbench import Workbench
 
@@ -90,10 +90,11 @@ def export(
     )
     with model_file(exported.model) as graph:
         receipt = check_parity(exported, Reference(graph), seed=seed)
+    notes = (*torch_source.notes, *receipt.notes, *left_out(torch_source.attachments, output))
     manifest = msgspec.structs.replace(
         exported.signature,
         source=torch_source.description,
-        receipts=(msgspec.structs.replace(receipt, notes=(*torch_source.notes, *receipt.notes)),),
+        receipts=(msgspec.structs.replace(receipt, notes=notes),),
         versions=versions(("torch", "transformers")),
     )
     artifact = Artifact.create(exported.model, manifest, torch_source.attachments)
@@ -200,7 +201,12 @@ def verify(
     verdict = DifferentialChecker(first.manifest, seed=seed)(first.model, second.model, Numerics.ROUNDING)
     if verdict.difference.within(tolerance):
         return verdict
-    where = verdict.failure or f"output {verdict.difference.name!r} at {dict(verdict.failed_at or {})}"
+    if verdict.failure:
+        raise MismatchError(
+            f"The second model does not run where the first does: {verdict.failure}",
+            "Both need the same inputs: names, types and shapes.",
+        )
+    where = f"output {verdict.difference.name!r} at {dict(verdict.failed_at or {})}"
     raise MismatchError(
         f"The models differ by {verdict.difference.max_rel:.3g} (allowed {tolerance:g}): {where}.",
         "Raise --tolerance if the difference is meant.",
@@ -235,6 +241,7 @@ def _rewrite(
         recipe, source.model, bench.context(measured=measured), checker,
         on_mismatch=on_mismatch, progress=progress,
     )  # fmt: skip
+    notes = [*notes, *left_out(source.attachments, output)]
     receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, notes))
     manifest = _manifest(source, outcome, receipts, target)
     result = source.give_back(outcome.model, manifest, output)

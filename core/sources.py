@@ -96,6 +96,13 @@ def write(artifact: Artifact, output: Path) -> Artifact:
     return artifact.save(output)
 
 
+def left_out(attachments: Mapping[str, Path | bytes], output: object) -> tuple[str, ...]:
+    """What is said of attachments that a plain `.onnx` cannot carry."""
+    plain = isinstance(output, (str, os.PathLike)) and Path(output).suffix == ".onnx"
+    names = ", ".join(sorted(attachments))
+    return (f"not written with a plain .onnx (a folder would hold them): {names}",) if plain and names else ()
+
+
 def need_output(given: ModelLike, output: object) -> None:
     """A path in needs a path out: a model is never overwritten without being asked.
 

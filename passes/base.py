@@ -157,6 +157,23 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
         todo.extend(body for node in graph for body in bodies(node))
 
 
+def nested(graph: ir.Graph) -> Iterator[ir.Graph]:
+    """A graph, and every body in it at any depth."""
+    todo = [graph]
+    while todo:
+        graph = todo.pop()
+        yield graph
+        todo.extend(body for node in graph for body in bodies(node))
+
+
+def value_names(root: ir.Graph) -> Iterator[str]:
+    """The names of all values of a graph and of the bodies in it: what a new name must differ from."""
+    for graph in nested(root):
+        values = [*graph.inputs, *graph.initializers.values()]
+        values.extend(value for node in graph for value in node.outputs)
+        yield from (value.name for value in values if value.name)
+
+
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:
     """The graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
     for attribute in node.attributes.values():

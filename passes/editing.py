@@ -14,7 +14,7 @@ from typing import Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import bodies
+from burnish.passes.base import bodies, nested, value_names
 
 _FIRST_IR_WITH_PLAIN_INITIALIZERS: Final = 4  # before it, every initializer must be a graph input too
 
@@ -29,10 +29,10 @@ class Editor:
 
     def __init__(self, model: ir.Model) -> None:
         self._main = model.graph
-        self._names = Counter(_value_names(model))
         self._initializers = (model.ir_version or 0) >= _FIRST_IR_WITH_PLAIN_INITIALIZERS
         functions = [function.graph for function in model.functions.values()]
-        self._in_function = {id(graph) for root in functions for graph in _nested(root)}
+        self._names = Counter(name for root in (model.graph, *functions) for name in value_names(root))
+        self._in_function = {id(graph) for root in functions for graph in nested(root)}
 
     def can_replace(self, old: ir.Value, new: ir.Value) -> bool:
         """True when `new` may take the place of `old`, whose name it takes if that is an output's."""
@@ -177,19 +177,3 @@ def _numbered(wish: str) -> Iterator[str]:
     while True:
         number += 1
         yield f"{wish}_{number}"
-
-
-def _nested(graph: ir.Graph) -> Iterator[ir.Graph]:
-    todo = [graph]
-    while todo:
-        graph = todo.pop()
-        yield graph
-        todo.extend(body for node in graph for body in bodies(node))
-
-
-def _value_names(model: ir.Model) -> Iterator[str]:
-    for root in (model.graph, *(function.graph for function in model.functions.values())):
-        for graph in _nested(root):
-            values = [*graph.inputs, *graph.initializers.values()]
-            values.extend(value for node in graph for value in node.outputs)
-            yield from (value.name for value in values if value.name)

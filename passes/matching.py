@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import bodies, constant_of, is_op, new_initializer
+from burnish.passes.base import bodies, constant_of, is_op, new_initializer, value_names
 
 CONTRIB: Final = "com.microsoft"
 MADE_BY: Final = "burnish.pass"
@@ -49,7 +49,7 @@ class Scope:
     def fresh(self, name: str) -> str:
         """A value name close to `name` that nothing here, inside or around uses."""
         if not self._names:
-            self._names.update(_value_names(self.root))
+            self._names.update(value_names(self.root))
         free, number = name, 0
         while free in self._names:
             number += 1
@@ -235,13 +235,3 @@ def _merged_metadata(nodes: Sequence[ir.Node]) -> dict[str, str]:
     for node in nodes:
         merged |= node.metadata_props
     return merged
-
-
-def _value_names(root: ir.Graph) -> Iterator[str]:
-    todo = [root]
-    while todo:
-        graph = todo.pop()
-        values = [*graph.inputs, *graph.initializers.values()]
-        values.extend(value for node in graph for value in node.outputs)
-        yield from (value.name for value in values if value.name)
-        todo.extend(body for node in graph for body in bodies(node))

@@ -237,3 +237,20 @@ def test_every_part_of_the_check_that_is_missing_is_in_the_last_receipt() -> Non
     _, receipts = burnish.optimize(model, recipe="remove-identity", return_receipts=True, **FAST)
     assert receipts[-1].assignments == ({"rows": 16},)
     assert sum("where the source fails" in note for note in receipts[-1].notes) == 3
+
+
+def test_attachments_that_a_plain_file_cannot_carry_are_named(encoder: ir.Model, tmp_path: Path) -> None:
+    artifact = Artifact.create(encoder, signature(encoder), {"tokenizer.json": b"{}"})
+    only = {"recipe": "remove-identity", "return_receipts": True, **FAST}
+    folder, kept = burnish.optimize(artifact, output=tmp_path / "folder", **only)
+    _, lost = burnish.optimize(artifact, output=tmp_path / "plain.onnx", **only)
+    assert (folder.attachments["tokenizer.json"], kept[-1].notes) == (tmp_path / "folder/tokenizer.json", ())
+    assert "tokenizer.json" in lost[-1].notes[-1]
+
+
+def test_verify_of_models_with_other_inputs() -> None:
+    first = parse("g (float[batch, 4] x) => (float[batch, 4] y) { y = Neg (x) }")
+    other = parse("g (float[batch, 4] z) => (float[batch, 4] y) { y = Neg (z) }")
+    with pytest.raises(MismatchError, match="The second model does not run where the first does") as caught:
+        burnish.verify(first, other)
+    assert "tolerance" not in caught.value.hint
