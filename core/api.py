@@ -25,7 +25,7 @@ from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
 from burnish.runtime.reference import Reference
-from burnish.sources import ModelLike, Source, left_out, need_output, open_source, write
+from burnish.sources import ModelLike, Source, left_out, need_folder, need_output, open_source, write
 from burnish.target import Target, get_target
 from burnish.workbench import Workbench
 
@@ -75,11 +75,14 @@ def export(
         ExportError: the source cannot be used, or a dim does not stay dynamic.
         MismatchError: the graph does not compute what the module computes (EXPORT_PARITY).
         MissingDependencyError: torch or transformers is not installed.
+        OutputError: `output` cannot be written.
     """
     from burnish.exporter.parity import check_parity
     from burnish.exporter.sources import resolve
     from burnish.exporter.torch_export import export_module
 
+    if output is not None:
+        need_folder(Path(output))
     torch_source = resolve(source, example_inputs, task=options.pop("task", None))
     exported = export_module(
         torch_source.module,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard, final
 
 from burnish.artifact import Artifact
-from burnish.errors import ArtifactError, OutputError
+from burnish.errors import ArtifactError, OutputError, shown
 from burnish.manifest import Manifest
 from burnish.model import copy_model, signature
 
@@ -107,12 +107,30 @@ def need_output(given: ModelLike, output: object) -> None:
     """A path in needs a path out: a model is never overwritten without being asked.
 
     Raises:
-        OutputError: `output` is missing.
+        OutputError: `output` is missing, or its folder cannot be written to (OUTPUT_PATH), said early.
     """
+    if isinstance(output, (str, os.PathLike)):
+        need_folder(Path(output))
     if isinstance(given, (str, os.PathLike)) and output is None:
         raise OutputError(
             f"No output given for {os.fspath(given)!r}.",
             "Pass output=..., ending in .onnx or a folder.",
+        )
+
+
+def need_folder(output: Path) -> None:
+    """The folder that `output` is to be in must be there, before minutes of work are spent on it.
+
+    Raises:
+        OutputError: it is missing or not writable (OUTPUT_PATH).
+    """
+    folder = output.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        why = "you may not write there" if folder.is_dir() else "there is no such folder"
+        raise OutputError(
+            f"Cannot write '{shown(output)}': {why}.",
+            "Choose a path in an existing folder that you may write to.",
+            code="OUTPUT_PATH",
         )
 
 

@@ -254,3 +254,12 @@ def test_verify_of_models_with_other_inputs() -> None:
     with pytest.raises(MismatchError, match="The second model does not run where the first does") as caught:
         burnish.verify(first, other)
     assert "tolerance" not in caught.value.hint
+
+
+def test_an_output_that_cannot_be_written_is_said_before_the_work(tmp_path: Path) -> None:
+    nowhere = tmp_path / "no" / "fast.onnx"
+    with pytest.raises(OutputError, match="there is no such folder") as caught:
+        burnish.optimize(tmp_path / "missing.onnx", output=nowhere)
+    assert caught.value.code == "OUTPUT_PATH"
+    with pytest.raises(OutputError, match="there is no such folder"):
+        burnish.export("no_such_module:build", output=nowhere)
