@@ -62,8 +62,6 @@ class Reference:
         names = list(outputs) if outputs is not None else list(self.outputs)
         if not names:  # which onnxruntime would take for all of them
             return {}
-        if not names:
-            return {}  # onnxruntime takes no names for all outputs
         try:
             arrays = self._session.run(names, dict(feeds))
         except ORT_ERRORS as error:

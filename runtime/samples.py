@@ -39,7 +39,13 @@ def read_samples(
         for path in _files(Path(source)):
             yield _read(path, specs)
         return
-    for sample in source:
+    for number, sample in enumerate(source):
+        if not isinstance(sample, Mapping):
+            raise CalibrationError(
+                f"Calibration sample {number} is a {type(sample).__name__}, not a dict of arrays.",
+                "Give a list of dicts, one for each sample: [{'x': array}].",
+                code="CALIB_FORMAT",
+            )
         yield {name: np.asarray(array) for name, array in sample.items()}
 
 

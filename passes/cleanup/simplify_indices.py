@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final, final
 
 import numpy as np
@@ -153,6 +153,7 @@ class _Simplifier:
             whole = self._editor.constant(node, f"{node.outputs[0].name}_table", table.reshape(shape))
         starts, axes = (self._numbers(node, [number]) for number in (0, axis + grid.axis))
         end = self._sizes.vector((length,), node, f"{node.outputs[0].name}_end")
+        _declare(node.outputs[0], {axis + place: dim.size for place, dim in enumerate(grid.shape)})
         self._renew(node, "Slice", [whole, starts, end, axes])
         return True
 
@@ -296,6 +297,14 @@ class _Simplifier:
     def _call(self, node: ir.Node) -> Call:
         facts = [self._shapes[value] for value in node.inputs]
         return Call(node, facts, self._shapes.opset(node), self._shapes)
+
+
+def _declare(value: ir.Value, sizes: Mapping[int, int | None]) -> None:
+    """Correct the declared sizes by the known ones: onnxruntime reuses memory by what is declared."""
+    if value.shape is not None and not value.is_graph_output() and not value.shape.frozen:
+        for axis, size in sizes.items():
+            if size is not None and axis < len(value.shape):
+                value.shape[axis] = size
 
 
 def _rows(table: np.ndarray, indices: np.ndarray, axis: int) -> np.ndarray | None:

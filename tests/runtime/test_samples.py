@@ -140,3 +140,8 @@ def test_random_samples_fit_and_repeat() -> None:
         check_sample(number, feeds, SPECS)
         assert feeds["ids"].max() < 50
     assert max(feeds["ids"].shape[1] for feeds in first) == 40
+
+
+def test_one_dict_instead_of_a_list_is_named() -> None:
+    with pytest.raises(CalibrationError, match="is a str, not a dict"):
+        list(read_samples(sample(), SPECS))
