@@ -24,6 +24,7 @@ from burnish.errors import InputError, ModelError, nearest
 from burnish.feeds import dynamic_dims, is_batch, make_feeds, typical_sizes
 from burnish.manifest import Manifest
 from burnish.model_file import check_model_file
+from burnish.runtime.options import IN_TURNS
 from burnish.runtime.session import Session
 from burnish.runtime.timing import interleave
 from burnish.sources import open_artifact
@@ -110,7 +111,9 @@ def bench(models: Sequence[str], settings: Settings, *, progress: Progress | Non
     cases: list[Case] = []
     with contextlib.ExitStack() as stack:
         sessions = {
-            name: stack.enter_context(Session(entry.artifact, entry.provider, threads=settings.threads))
+            name: stack.enter_context(
+                Session(entry.artifact, entry.provider, threads=settings.threads, options=IN_TURNS)
+            )
             for name, entry in entries.items()
         }
         for number, batch in enumerate(settings.batches):

@@ -19,6 +19,7 @@ from burnish.errors import BurnishError
 from burnish.feeds import make_feeds
 from burnish.model import node_count
 from burnish.passes.base import Numerics
+from burnish.runtime.options import IN_TURNS
 from burnish.runtime.session import Session
 from burnish.sources import Source, open_source
 
@@ -113,7 +114,7 @@ def _time(
     paths: Mapping[str, Path], rows: Mapping[str, PeerRow], original: Source, sizes: Mapping[str, int]
 ) -> None:
     feeds = make_feeds(original.manifest.inputs, sizes, seed=0)
-    sessions = {name: Session(path, threads=1) for name, path in paths.items()}
+    sessions = {name: Session(path, threads=1, options=IN_TURNS) for name, path in paths.items()}
     calls = {name: functools.partial(session, feeds) for name, session in sessions.items()}
     timed = interleave(calls, runs=40, warmup=3)
     for name, measurement in timed.items():

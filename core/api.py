@@ -16,8 +16,8 @@ import msgspec
 import numpy as np
 
 from burnish.artifact import Artifact
-from burnish.checking import DifferentialChecker, model_file, runnable
-from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError
+from burnish.checking import DifferentialChecker, executed, model_file, runnable
+from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
 from burnish.manifest import Manifest, Receipt
 from burnish.model import node_count, signature
 from burnish.passes.base import Numerics
@@ -245,7 +245,7 @@ def _rewrite(
         on_mismatch=on_mismatch, progress=progress,
     )  # fmt: skip
     notes = [*notes, *left_out(source.attachments, output)]
-    receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, notes))
+    receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, target, notes))
     manifest = _manifest(source, outcome, receipts, target)
     result = source.give_back(outcome.model, manifest, output)
     return (result, receipts) if return_receipts else result
@@ -256,6 +256,7 @@ def _deployed(
     source: Source,
     outcome: Outcome,
     recipe: Recipe,
+    target: Target,
     notes: Sequence[str],
 ) -> Receipt:
     """The last check: the end against the start, as deployed (onnxruntime's optimiser on)."""
@@ -271,6 +272,8 @@ def _deployed(
             code="MISMATCH_DEPLOYED",
         )
     rel = verdict.difference.l2 if lossy else verdict.difference.max_rel
+    if target.provider == "CPUExecutionProvider":
+        notes = (*notes, executed(outcome.model))
     return Receipt(
         step="deployed", numerics=numerics.name.lower(), max_abs_error=verdict.difference.max_abs,
         max_rel_error=rel, nodes_before=node_count(source.model), nodes_after=node_count(outcome.model),
@@ -283,7 +286,8 @@ def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], tar
     kept = [r.step for r in outcome.receipts if r.status == "kept"]
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))
     model, local = outcome.model, {function.domain for function in outcome.model.functions.values()}
-    domains = {node.domain for body in (model.graph, *model.functions.values()) for node in body.all_nodes()}
+    domains = {node.domain for node in model.graph.all_nodes()}
+    domains |= {node.domain for function in model.functions.values() for node in function.all_nodes()}
     portable = not any(map(_is_bound, domains - local))
     return msgspec.structs.replace(
         signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
@@ -335,6 +339,11 @@ def _need_target(source: Source, target: Target) -> None:
 
 
 def _need_int8(target: Target, scheme: str) -> None:
+    if scheme not in ("static", "dynamic"):
+        raise RecipeError(
+            f"There is no quantisation scheme {scheme!r}.", nearest(scheme, ("static", "dynamic")),
+            code="SCHEME_UNKNOWN",
+        )  # fmt: skip
     has = target.dynamic_int8 if scheme == "dynamic" else target.qdq is not None
     if not has:
         raise TargetError(
@@ -358,6 +367,10 @@ def _samples(
         return runnable(source.model, source.manifest, made_up, seed=seed), [note]
     where = Path(data) if isinstance(data, (str, os.PathLike)) else data
     samples = list(read_samples(where, specs))
+    if not samples:
+        raise CalibrationError(
+            "The calibration data holds no sample.", "Give at least one.", code="CALIB_EMPTY"
+        )
     for number, sample in enumerate(samples):
         check_sample(number, sample, specs)
     return samples, []

@@ -29,9 +29,17 @@ from burnish.weights import weight_bytes
 
 Arrays = Mapping[str, np.ndarray]
 
-_ENOUGH: Final = 4  # assignments of the dynamic dims; fewer are topped up at fallback sizes
+_HEAVY: Final = frozenset(
+    "Attention Conv ConvInteger DynamicQuantizeMatMul FusedConv FusedGemm FusedMatMul Gemm "
+    "GroupQueryAttention LSTM MatMul MatMulInteger MatMulIntegerToFloat MatMulNBits MultiHeadAttention "
+    "QAttention QGemm QLinearConv QLinearMatMul".split()
+)
+"""Ops in which the time of a model goes, in float and in int8."""
+
+_ENOUGH: Final = (
+    4  # assignments of the dynamic dims that a check is meant to cover; topped up at fallback sizes
+)
 _ONE_PROTO: Final = 1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
-_FEWEST: Final = 4  # assignments of the dynamic dims that a check is meant to cover
 
 
 @final
@@ -75,8 +83,8 @@ class DifferentialChecker:
     @property
     def notes(self) -> tuple[str, ...]:
         """What was not compared, and why: sizes at which the source itself does not run."""
-        few = self._dynamic and len(self._random) < _FEWEST
-        short = [f"compared at {len(self._random)} assignments of the dynamic dims, {_FEWEST} are meant"]
+        few = self._dynamic and len(self._random) < _ENOUGH
+        short = [f"compared at {len(self._random)} assignments of the dynamic dims, {_ENOUGH} are meant"]
         return (*self._dropped, *(short if few else ()))
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
@@ -123,7 +131,9 @@ class DifferentialChecker:
                 except ModelError as error:
                     failure = error
                     sizes = ", ".join(f"{name}={size}" for name, size in case[0].items())
-                    self._dropped.append(f"not compared at {sizes}, where the source fails: {error.what}")
+                    self._dropped.append(
+                        f"not compared at {sizes}, where the source fails: {_short(error.what)}"
+                    )
                 else:
                     possible.append(case)
             if len(possible) < _ENOUGH:
@@ -193,3 +203,20 @@ class model_file:  # noqa: N801 - a context manager, named as one
     def __exit__(self, *_: object) -> None:
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def executed(model: ir.Model) -> str:
+    """What onnxruntime's CPU provider really runs, read from the graph that it executes."""
+    from burnish.runtime.session import Session
+
+    with model_file(model) as source, Session(source, threads=1) as session:
+        ops = session.executed_ops()
+    heavy = {op: count for op, count in ops.items() if op.rpartition("::")[2] in _HEAVY}
+    return f"onnxruntime executes {sum(ops.values())} nodes, of them " + (
+        ", ".join(f"{count} {op}" for op, count in heavy.items()) or "none of the heavy ops"
+    )
+
+
+def _short(what: str) -> str:
+    """The part of onnxruntime's message that says what is wrong, without the place in its source code."""
+    return what.rpartition("Status Message: ")[2][:160]

@@ -73,6 +73,12 @@ class MismatchError(BurnishError):
     default_code = "MISMATCH"
 
 
+class PassError(BurnishError):
+    """A pass that fails on a model instead of leaving it alone: a bug in the pass."""
+
+    default_code = "PASS_FAILED"
+
+
 class ProviderError(BurnishError):
     """An execution provider that is not there, does not load or fell back: EP_*."""
 

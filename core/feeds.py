@@ -20,7 +20,7 @@ from burnish.manifest import DimRange, TensorSpec
 Assignment = dict[str, int]
 """A size for each dynamic dim, by name."""
 
-_BATCH: Final = re.compile(r"batch|^b$|^n$", re.IGNORECASE)
+_BATCH: Final = re.compile(r"batch|^b$|^n$|\.0$", re.IGNORECASE)  # x.0: the first axis of input x, unnamed
 _FREE_VOCABULARY: Final = 100  # without a known bound, ids below this fit any real embedding table
 
 

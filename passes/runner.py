@@ -13,7 +13,7 @@ from typing import Literal, Protocol, final, get_args
 import onnx_ir as ir
 
 from burnish.difference import Difference
-from burnish.errors import MismatchError, RecipeError, nearest
+from burnish.errors import BurnishError, MismatchError, PassError, RecipeError, nearest
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
 from burnish.passes.base import Context, Numerics, Pass, Rewrite
@@ -97,7 +97,12 @@ def _step(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
 ) -> tuple[ir.Model, Receipt]:
     started = time.perf_counter()
-    candidate, log = _apply(pass_, current, context, None)
+    try:
+        candidate, log = _apply(pass_, current, context, None)
+    except PassError as failure:
+        if on_mismatch == "refuse":
+            raise
+        return current, _rolled_back(pass_, current, failure, started)
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=pass_.numerics.name.lower(),
         nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log),
@@ -122,10 +127,27 @@ def _step(
     )  # fmt: skip
 
 
+def _rolled_back(pass_: Pass, current: ir.Model, error: PassError, started: float) -> Receipt:
+    nodes = node_count(current)
+    receipt = Receipt(
+        step=str(pass_), status="rolled-back", numerics=pass_.numerics.name.lower(), nodes_before=nodes,
+        nodes_after=nodes, notes=(f"rolled back: {error.what}",),
+    )  # fmt: skip
+    return _stamp(receipt, started)
+
+
 def _apply(pass_: Pass, current: ir.Model, context: Context, limit: int | None) -> tuple[ir.Model, Context]:
     candidate = copy_model(current)
     log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[], measured=[])
-    pass_.rewrite(candidate, log)
+    try:
+        pass_.rewrite(candidate, log)
+    except BurnishError:
+        raise
+    except Exception as error:  # a pass is anybody's code; the user learns which one failed
+        raise PassError(
+            f"Pass {pass_.name!r} failed: {type(error).__name__}: {error}.",
+            "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
+        ) from error
     return candidate, log
 
 

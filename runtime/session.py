@@ -12,7 +12,7 @@ from typing import Any, Final, Self, final
 import msgspec
 import onnxruntime as ort
 
-from burnish.errors import ModelError, ProviderError, SessionError, TargetError, nearest
+from burnish.errors import InputError, ModelError, ProviderError, SessionError, TargetError, nearest
 from burnish.manifest import Manifest, TensorSpec
 from burnish.runtime.binding import Binding
 from burnish.runtime.faults import ORT_ERRORS, run_error
@@ -98,6 +98,12 @@ class Session:
         """
         if feeds is None:
             feeds = named
+        elif not isinstance(feeds, Mapping):
+            raise InputError(
+                f"The inputs were given as a {type(feeds).__name__}, without names.",
+                f"Pass them by name, such as session({self.inputs[0].name if self.inputs else 'x'}=array).",
+                code="INPUT_UNKNOWN",
+            )
         elif named:
             feeds = {**feeds, **named}
         arrays, _ = self._check(feeds)

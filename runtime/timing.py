@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from burnish.runtime.options import IN_TURNS
 from burnish.runtime.session import Session
 from burnish.runtime.source import Source
 
@@ -93,7 +94,10 @@ def compare_speed(
     Raises:
         ModelError: one of them cannot be loaded or run.
     """
-    with Session(a, threads=threads) as first, Session(b, threads=threads) as second:
+    with (
+        Session(a, threads=threads, options=IN_TURNS) as first,
+        Session(b, threads=threads, options=IN_TURNS) as second,
+    ):
         bound_a, bound_b = first.bind(), second.bind()
         calls: dict[str, Call] = {"a": lambda: bound_a(feeds), "b": lambda: bound_b(feeds)}
         samples: dict[str, list[float]] = {"a": [], "b": []}

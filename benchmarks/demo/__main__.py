@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,9 @@ from rich.console import Console
 from rich.panel import Panel
 
 from burnish.errors import BurnishError
+
+# torch's workers otherwise spin on for 100 ms and more after a run, into the run of whoever is next.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 DEMOS: Final = ("minilm", "digits")
 _WIDTH: Final = 110
@@ -51,7 +55,8 @@ def _run(demo: str, output: Path, runs: int, human: Console) -> None:
         rows = run_job(job, output, stages, runs=runs)
     made = report.Report(
         rows, machine, report.all_versions(), job.name, job.shape, job.data,
-        sum(len(batch.labels) for batch in job.held_out), stages.seconds, tuple(job.keep.reused), fallback,
+        sum(len(batch.labels) for batch in job.held_out), stages.seconds,
+        tuple(job.keep.reused), report.promises(rows), fallback,
     )  # fmt: skip
     report.write(made, output / "report.json")
     report.show(made, _wide())

@@ -17,6 +17,7 @@ import torch
 import burnish
 from burnish.benchmarks.demo.keep import Keeper
 from burnish.benchmarks.demo.report import Row, Score, score
+from burnish.runtime.options import IN_TURNS
 from burnish.runtime.threads import plan_threads
 from burnish.runtime.timing import interleave
 
@@ -160,12 +161,14 @@ def _plain(path: Path, threads: int) -> Run:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    for key, value in IN_TURNS.session.items():
+        options.add_session_config_entry(key, value)
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return lambda feeds: np.asarray(session.run([OUTPUT], dict(feeds))[0])
 
 
 def _burnish(folder: Path, threads: int) -> Run:
-    session = burnish.load(folder, threads=threads)
+    session = burnish.load(folder, threads=threads, options=IN_TURNS)
     return lambda feeds: session(feeds)[OUTPUT]
 
 

@@ -77,6 +77,8 @@ class Report(msgspec.Struct, frozen=True):
     seconds: dict[str, float]
     """Of every stage."""
     cached: tuple[str, ...] = ()
+    promises: dict[str, bool] = {}
+    """What the demo is meant to show, and whether this run showed it."""
     fallback: str = ""
     """Why another demo than the one asked for was run."""
 
@@ -97,6 +99,18 @@ def score(answers: np.ndarray, labels: np.ndarray, *, same: np.ndarray, max_abs_
     right = int((answers == labels).sum())
     low, high = wilson(right, len(labels))
     return Score(right / len(labels), low, high, float(same.mean()), max_abs_error)
+
+
+def promises(rows: Sequence[Row]) -> dict[str, bool]:
+    """What the demo is meant to show (names as in `rows`), and whether these rows show it."""
+    by_name = {row.name: row for row in rows}
+    raw, fp32, int8 = (by_name[name] for name in ("onnxruntime", "burnish-fp32", "burnish-int8"))
+    return {
+        "int8 accuracy within 1.0 point of fp32": int8.accuracy >= fp32.accuracy - 0.01,
+        "int8 at least 2.0 times as fast as onnxruntime": int8.speedup >= 2.0,
+        "fp32 not slower than onnxruntime (5 % noise)": fp32.p50_ms <= 1.05 * raw.p50_ms,
+        "fp32 within 1e-4 of torch": fp32.max_abs_error <= 1e-4,
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -149,6 +163,8 @@ def _remarks(report: Report) -> Iterator[str]:
     last = report.rows[-1]
     same = round(last.agreement * report.examples)
     yield f"{last.name} gives torch's answer on {same:,} of {report.examples:,}."
+    for promise, kept in report.promises.items():
+        yield f"{'[green]shown[/green]' if kept else '[red]NOT shown[/red]'}: {promise}"
     load = report.machine["load_before"]
     if load > _BUSY * cpus:
         yield (

@@ -56,7 +56,10 @@ def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
     table = Table(box=None, pad_edge=False)
     for name in ("pass", "rewrites", "nodes", "max error", "seconds", ""):
         table.add_column(name, justify="left" if name in ("pass", "") else "right")
+    idle = [receipt for receipt in receipts if receipt.status == "unchanged"]
     for receipt in receipts:
+        if receipt in idle:
+            continue
         table.add_row(
             receipt.step, str(receipt.rewrites or "-"), f"{receipt.nodes_before}→{receipt.nodes_after}",
             "-" if receipt.max_abs_error is None else f"{receipt.max_abs_error:.1e}",
@@ -65,6 +68,8 @@ def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
         )  # fmt: skip
     out = console(as_json=as_json)
     out.print(table)
+    if idle:
+        out.print(f"Nothing to do for: {', '.join(dict.fromkeys(r.step for r in idle))}", soft_wrap=True)
     for receipt in receipts:
         for note in (*receipt.measured, *receipt.notes):
             out.print(f"{receipt.step}: {note}", soft_wrap=True)
