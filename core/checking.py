@@ -30,10 +30,13 @@ from burnish.weights import weight_bytes
 Arrays = Mapping[str, np.ndarray]
 
 _HEAVY: Final = frozenset(
-    "Attention Conv ConvInteger DynamicQuantizeMatMul FusedConv FusedGemm FusedMatMul Gemm "
-    "GroupQueryAttention LSTM MatMul MatMulInteger MatMulIntegerToFloat MatMulNBits MultiHeadAttention "
-    "QAttention QGemm QLinearConv QLinearMatMul".split()
-)
+    {
+        "Attention", "Conv", "ConvInteger", "DynamicQuantizeMatMul", "FusedConv", "FusedGemm",
+        "FusedMatMul", "Gemm", "GroupQueryAttention", "LSTM", "MatMul", "MatMulInteger",
+        "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QAttention", "QGemm", "QLinearConv",
+        "QLinearMatMul",
+    }
+)  # fmt: skip
 """Ops in which the time of a model goes, in float and in int8."""
 
 _ENOUGH: Final = (

@@ -78,6 +78,21 @@ def test_the_snippets_of_the_docs_run() -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_examples_run(encoder_path: Path, tmp_path: Path) -> None:
+    arguments = {"optimize_a_model": [str(encoder_path), str(tmp_path / "fast.onnx")], "own_pass": []}
+    examples = sorted((ROOT / "examples").glob("*.py"))
+    assert {path.stem for path in examples} == set(arguments)
+    for path in examples:
+        command = [sys.executable, "-P", str(path), *arguments[path.stem]]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 0, f"{path.name}\n{done.stderr}"
+
+
+def test_the_readme_shows_real_output() -> None:
+    (shown,) = [block for block in blocks(README, "text") if "burnish-int8" in block]
+    assert all(name in shown for name in ("torch", "onnxruntime", "burnish-fp32"))
+
+
 def test_files_that_the_readme_links_exist() -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / link).exists(), link

