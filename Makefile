@@ -56,7 +56,7 @@ lint: setup
 
 .venv-peers/.requirements: requirements/peers.txt
 	@test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/pip install --quiet --progress-bar off --no-deps -r requirements/peers.txt
+	@.venv-peers/bin/pip install --quiet --progress-bar off --no-deps -r requirements/peers.txt 2> >(grep -v "is ignored: it is neither" >&2)
 	@touch $@
 
 bench: setup .venv-peers/.requirements

@@ -35,10 +35,28 @@ def main(models: tuple[Path, ...], peers: Path | None, output: Path) -> None:
     except BurnishError as error:
         human.print(f"[bold red]Error:[/] {error.what}\n{error.hint}", highlight=False)
         raise SystemExit(1) from error
+    _write(report, output)
+    human.print(f"Written: peers.json and peers.md in {output}", highlight=False)
+
+
+def _write(report: list[dict[str, Any]], output: Path) -> None:
+    from burnish.benchmarks.peers import markdown
+
     facts = {"models": report, "sizes": _SIZES, "threads": 1, "machine": machine(), "versions": versions()}
-    path = output / "peers.json"
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2))
-    human.print(f"Written: {path}", highlight=False)
+    (output / "peers.json").write_bytes(msgspec.json.format(msgspec.json.encode(facts), indent=2) + b"\n")
+    sections = [markdown(each["rows"], each["model"]) for each in report]
+    (output / "peers.md").write_text("\n".join([_introduction(), *sections]), encoding="utf-8")
+
+
+def _introduction() -> str:
+    libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
+    cpu = machine().get("cpu", "")
+    return (
+        f"# burnish beside other optimizers\n\n{cpu}, 1 thread, batch 1 × sequence 128; all results of one "
+        "model are timed in turns in one run, onnxruntime's optimiser on. `max error` is against the source, "
+        "onnxruntime's optimiser off, on at least four sizes of the dynamic dims. Speed-up is of the smallest "
+        f"time.\n\n{libraries}\n"
+    )
 
 
 def _reports(

@@ -122,29 +122,42 @@ def _time(
         rows[name].speedup = timed["source"].min_ms / measurement.min_ms
 
 
+_HEADS: Final = (
+    "optimizer",
+    "nodes",
+    "max error",
+    "optimise s",
+    "peak MB",
+    "min ms",
+    "p50 ms",
+    "speed-up",
+    "",
+)
+
+
+def _cells(row: PeerRow) -> tuple[str, ...]:
+    return (
+        row.tool, _cell(row.nodes, "d"), _cell(row.max_rel_error, ".1e"), _cell(row.optimise_s, ".1f"),
+        _cell(row.peak_mb, ".0f"), _cell(row.min_ms, ".2f"), _cell(row.p50_ms, ".2f"),
+        _cell(row.speedup, ".2f"), row.failure,
+    )  # fmt: skip
+
+
+def markdown(rows: Sequence[PeerRow], title: str) -> str:
+    """The rows as a Markdown section."""
+    lines = [_HEADS, ("---",) * len(_HEADS), *map(_cells, rows)]
+    return f"## {title}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def table(rows: Sequence[PeerRow], title: str) -> Any:
     """The rows as a rich table."""
     from rich.table import Table
 
     result = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in (
-        "optimizer",
-        "nodes",
-        "max error",
-        "optimise s",
-        "peak MB",
-        "min ms",
-        "p50 ms",
-        "speed-up",
-        "",
-    ):
+    for name in _HEADS:
         result.add_column(name, justify="left" if name in ("optimizer", "") else "right")
     for row in rows:
-        result.add_row(
-            row.tool, _cell(row.nodes, "d"), _cell(row.max_rel_error, ".1e"), _cell(row.optimise_s, ".1f"),
-            _cell(row.peak_mb, ".0f"), _cell(row.min_ms, ".2f"), _cell(row.p50_ms, ".2f"),
-            _cell(row.speedup, ".2f"), row.failure,
-        )  # fmt: skip
+        result.add_row(*_cells(row))
     return result
 
 
