@@ -54,8 +54,8 @@ def _introduction() -> str:
     return (
         f"# burnish beside other optimizers\n\n{cpu}, 1 thread, batch 1 × sequence 128; all results of one "
         "model are timed in turns in one run, onnxruntime's optimiser on. `max error` is against the source, "
-        "onnxruntime's optimiser off, on at least four sizes of the dynamic dims. Speed-up is of the smallest "
-        f"time.\n\n{libraries}\n"
+        "onnxruntime's optimiser off, on at least four sizes of the dynamic dims. Speed-up is of the "
+        f"smallest time.\n\n{libraries}\n"
     )
 
 
