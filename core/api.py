@@ -63,7 +63,7 @@ def export(
         example_inputs: a dict of tensors by parameter name, or a tuple; only with a module.
         dynamic: `{"input_ids": {0: "batch", 1: ("sequence", 1, 512)}}`: the name, and perhaps the range,
             of every dim that varies.
-        opset: 18 to 23.
+        opset: 18 to 24.
         output: where to write it: an `.onnx` file or a folder.
         seed: of the random inputs on which it is compared.
         options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`.

@@ -1,7 +1,8 @@
 """Random inputs that respect what each input means, on several assignments of the dynamic dims.
 
-Token ids stay inside the vocabulary; masks are 0/1 with padding on the right and at least one 1 a row;
-positions count up. The same seed gives the same arrays on every machine.
+Token ids stay inside the vocabulary; masks are 0/1 with padding on the right (on the left where they cover a
+past, as a decoder's do) and at least one 1 a row; positions count up. The same seed gives the same arrays on
+every machine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 import ml_dtypes
 import numpy as np
 
+from burnish.dim_sums import names_of, parts_of, size_of
 from burnish.errors import InputError, nearest
 from burnish.manifest import DimRange, TensorSpec
 
@@ -39,9 +41,12 @@ def dtype_of(name: str) -> np.dtype[np.generic]:
 
 
 def dynamic_dims(specs: Sequence[TensorSpec]) -> list[str]:
-    """Names of the dynamic dims, in order of appearance; an unnamed one is called `INPUT.AXIS`."""
-    names = (name for spec in specs for name in _dim_names(spec) if isinstance(name, str))
-    return list(dict.fromkeys(names))
+    """Names of the dynamic dims, in order of appearance; an unnamed one is called `INPUT.AXIS`.
+
+    A dim that is a sum of others (`past + sequence`) is not among them, its parts are.
+    """
+    dims = (dim for spec in specs for dim in _dim_names(spec) if isinstance(dim, str))
+    return list(dict.fromkeys(name for dim in dims for name in names_of(dim)))
 
 
 def assignments(
@@ -108,7 +113,12 @@ def make_feeds(
         InputError: an input has an unknown rank, or a dynamic dim without a size in `assignment`.
     """
     rng = np.random.default_rng(seed)
-    return {spec.name: np.asarray(_array(spec, shape_at(spec, assignment), rng)) for spec in specs}
+    feeds = {}
+    for spec in specs:
+        array = np.asarray(_array(spec, shape_at(spec, assignment), rng))
+        past = spec.meaning == "mask" and _covers_past(spec, assignment)
+        feeds[spec.name] = np.ascontiguousarray(array[..., ::-1]) if past else array
+    return feeds
 
 
 def shape_at(spec: TensorSpec, assignment: Mapping[str, int]) -> tuple[int, ...]:
@@ -121,18 +131,28 @@ def shape_at(spec: TensorSpec, assignment: Mapping[str, int]) -> tuple[int, ...]
         raise InputError(
             f"Input {spec.name!r} has an unknown rank.", "Give its data instead of random values."
         )
-    missing = [n for n in _dim_names(spec) if isinstance(n, str) and n not in assignment]
-    if missing:
+    return tuple(n if isinstance(n, int) else _size(n, spec, assignment) for n in _dim_names(spec))
+
+
+def _size(dim: str, spec: TensorSpec, assignment: Mapping[str, int]) -> int:
+    size = size_of(dim, assignment)
+    if size is None:
+        missing = next(name for name in names_of(dim) if name not in assignment)
         raise InputError(
-            f"Dim {missing[0]!r} of input {spec.name!r} has no size.",
-            f"Give one, such as {missing[0]}=8.",
+            f"Dim {missing!r} of input {spec.name!r} has no size.", f"Give one, such as {missing}=8."
         )
-    return tuple(n if isinstance(n, int) else assignment[n] for n in _dim_names(spec))
+    return size
 
 
 def _dim_names(spec: TensorSpec) -> Iterator[int | str]:
     for axis, dim in enumerate(spec.shape or ()):
         yield f"{spec.name}.{axis}" if dim is None else dim
+
+
+def _covers_past(spec: TensorSpec, assignment: Mapping[str, int]) -> bool:
+    """The last dim is a sum, of which more than one part has a size."""
+    last = spec.shape[-1] if spec.shape else None
+    return isinstance(last, str) and sum(assignment.get(part, 0) > 0 for part in parts_of(last)) > 1
 
 
 def _clamp(size: int, allowed: DimRange | None) -> int:

@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
+from burnish.dim_sums import names_of
 from burnish.errors import ModelError, shown
 from burnish.files import Data, write_together
 from burnish.graph_check import validate
@@ -110,7 +111,8 @@ def signature(model: ir.Model, known: Manifest | None = None) -> Manifest:
     """
     inputs = tuple(_input(value, known) for value in model.graph.inputs if not value.is_initializer())
     outputs = tuple(_spec(value) for value in model.graph.outputs)
-    used = {dim for spec in (*inputs, *outputs) for dim in spec.shape or () if isinstance(dim, str)}
+    found = {dim for spec in (*inputs, *outputs) for dim in spec.shape or () if isinstance(dim, str)}
+    used = {name for dim in found for name in names_of(dim)}
     dims = {name: range_ for name, range_ in (known.dims if known else {}).items() if name in used}
     return Manifest(
         inputs=inputs,

@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from burnish.difference import Difference, worst
+from burnish.dim_sums import parts_of
 from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.exporter.torch_export import Exported
 from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds, shape_at
@@ -97,7 +98,7 @@ def _example_sizes(exported: Exported) -> Assignment:
         dim: exported.example[spec.name].shape[axis]
         for spec in exported.signature.inputs
         for axis, dim in enumerate(spec.shape or ())
-        if isinstance(dim, str)
+        if isinstance(dim, str) and not parts_of(dim)
     }
 
 
