@@ -1,8 +1,8 @@
 """Random inputs that respect what each input means, on several assignments of the dynamic dims.
 
-Token ids stay inside the vocabulary; masks are 0/1 with padding on the right (on the left where they cover a
-past, as a decoder's do) and at least one 1 a row; positions count up. The same seed gives the same arrays on
-every machine.
+Token ids stay inside the vocabulary; masks are 0/1 with padding on the right and at least one 1 a row (where
+they cover a past, as a decoder's do, the padding is the oldest of it); positions count up. The same seed
+gives the same arrays on every machine.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def assignments(
     """Four assignments: batch 1, 2, 3 crossed with lengths that include 1, kept in range.
 
     Batch-like dims go 1, 2, 3, 1 while the others go through `sizes`, shifted against each other so that
-    two dims are not always equal; where every dim is a batch they go 1, 2, 3, 4. Ranges may leave fewer. A
-    model without dynamic dims has one assignment: `{}`.
+    two dims are not always equal; where every dim is a batch they go 1, 2, 3, 4; a dim that may be 0 (the
+    past of a decoder) is so first. Ranges may leave fewer. A model without dynamic dims has one
+    assignment: `{}`.
     """
     names = dynamic_dims(specs)
     if not names:
@@ -72,6 +73,10 @@ def assignments(
             name: batches[step % 4] if _BATCH.search(name) else sizes[next(others) % len(sizes)]
             for name in names
         }
+        if step == 0:
+            wanted |= {
+                name: 0 for name, allowed in (dims or {}).items() if name in wanted and not allowed.min
+            }
         result.append({name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()})
     return [a for i, a in enumerate(result) if a not in result[:i]]
 
@@ -115,9 +120,10 @@ def make_feeds(
     rng = np.random.default_rng(seed)
     feeds = {}
     for spec in specs:
-        array = np.asarray(_array(spec, shape_at(spec, assignment), rng))
-        past = spec.meaning == "mask" and _covers_past(spec, assignment)
-        feeds[spec.name] = np.ascontiguousarray(array[..., ::-1]) if past else array
+        shape = shape_at(spec, assignment)
+        past = _past(spec, assignment) if spec.meaning == "mask" else 0
+        array = _left_padded(shape, past, rng) if past else _array(spec, shape, rng)
+        feeds[spec.name] = np.asarray(array).astype(dtype_of(spec.dtype), copy=False)
     return feeds
 
 
@@ -149,10 +155,11 @@ def _dim_names(spec: TensorSpec) -> Iterator[int | str]:
         yield f"{spec.name}.{axis}" if dim is None else dim
 
 
-def _covers_past(spec: TensorSpec, assignment: Mapping[str, int]) -> bool:
-    """The last dim is a sum, of which more than one part has a size."""
+def _past(spec: TensorSpec, assignment: Mapping[str, int]) -> int:
+    """The size of what comes before the current tokens: of the first part, where the last dim is a sum."""
     last = spec.shape[-1] if spec.shape else None
-    return isinstance(last, str) and sum(assignment.get(part, 0) > 0 for part in parts_of(last)) > 1
+    parts = parts_of(last) if isinstance(last, str) else ()
+    return assignment.get(parts[0], 0) if parts else 0
 
 
 def _clamp(size: int, allowed: DimRange | None) -> int:
@@ -184,6 +191,13 @@ def _right_padded(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     lengths = np.atleast_1d(lengths)
     lengths.reshape(-1)[:1] = length
     return (np.arange(length) < lengths.reshape(*shape[:-1], 1)).reshape(shape)
+
+
+def _left_padded(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of ones with up to `most` zeros on the left, which no current token is; the first row is full."""
+    padding = np.atleast_1d(rng.integers(0, most + 1, shape[:-1]))
+    padding.reshape(-1)[:1] = 0
+    return (np.arange(shape[-1]) >= padding.reshape(*shape[:-1], 1)).reshape(shape)
 
 
 def _values(dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

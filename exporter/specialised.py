@@ -85,8 +85,11 @@ def kept_dims(
     return symbols, ranges, notes
 
 
-def _need_sum(dim: int | ir.SymbolicDim, axis: Axis, symbols: Mapping[str, str]) -> None:
+def _need_sum(dim: int | ir.SymbolicDim, axis: Axis, symbols: dict[str, str]) -> None:
+    """The dim is the sum in the graph, or free: then it is named so, and only such sizes are promised."""
     found = str(dim) if isinstance(dim, int) else dim.value or "?"
+    if found.isidentifier() and symbols.setdefault(found, axis.name) == axis.name:
+        return
     terms = [symbols.get(term, term) for term in parts_of(found)]
     if sorted(terms) != sorted(axis.parts):
         raise _specialised(

@@ -52,6 +52,8 @@ class Exported:
     """The module in eval mode: numpy arrays by input name -> numpy arrays by output name."""
     example: dict[str, np.ndarray]
     """The example inputs that were traced, at their widened sizes."""
+    parameters: int = 0
+    """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
     """What was changed or narrowed, and why."""
 
@@ -110,7 +112,8 @@ def export_module(
     manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
-    return Exported(model, manifest, reference, example, (*notes, *dims.notes))
+    parameters = sum(weight.numel() for weight in module.parameters())
+    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes))
 
 
 @final
