@@ -50,7 +50,7 @@ def with_signature(module: Any, names: Mapping[str, str]) -> Any:
 
 
 @final
-class Decoder(torch.nn.Module):
+class Decoder(torch.nn.Module):  # type: ignore[misc]
     """A causal language model with its cache as tensors.
 
     Args:

@@ -127,7 +127,7 @@ class _Reference:
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run the module on numpy arrays; inputs that are not fed keep their example value."""
         given = {
-            name: to_tensor(feeds[fed], value) if (fed := self.renamed.get(name)) in feeds else value
+            name: to_tensor(feeds[fed], value) if (fed := self.renamed.get(name, name)) in feeds else value
             for name, value in self.inputs.items()
         }
         with evaluating(self.module), quiet():
