@@ -94,6 +94,19 @@ def common_module(found: Iterable[Origin]) -> str:
     return ".".join(shared)
 
 
+def home_module(found: Iterable[Origin]) -> str:
+    """The path of the module where a node is counted: the deepest that holds more than half of its origins.
+
+    A fused attention thus counts at its layer's attention, though it swallowed a mask of the root's too.
+    """
+    paths = [origin.module for origin in found]
+    held: dict[str, int] = {}
+    for path in paths:
+        for module in ancestors(path):
+            held[module] = held.get(module, 0) + 1
+    return max((module for module, count in held.items() if 2 * count > len(paths)), key=len, default="")
+
+
 def ancestors(path: str) -> list[str]:
     """The paths that lead to a module, from the root to the module itself."""
     parts = path.split(".") if path else []
