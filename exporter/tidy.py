@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.exporter.values import to_numpy
+from burnish.provenance import KEYS
 
-KEPT_METADATA: Final = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
+KEPT_METADATA: Final = frozenset(KEYS)
 """Where in the module a node comes from. The rest is noise, or names paths of this machine."""
 
 

@@ -18,6 +18,7 @@ from burnish.errors import ExportError
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
+from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
 from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
@@ -217,6 +218,7 @@ def _finish(
     moved = name_interface(model, inputs, outputs)
     rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
     own_weights(model)
+    note_origins(model)
     if not keep_metadata:
         strip_metadata(model)
     return model, moved
