@@ -44,7 +44,13 @@ def lattice(specs: Sequence[TensorSpec], dims: Mapping[str, DimRange], parameter
 def _levels(name: str, allowed: DimRange) -> list[int]:
     top = min(allowed.max if allowed.max is not None else _FREE, _LONGEST)
     most = () if allowed.max is None else (top,)
-    wanted = (*_BATCHES, *most) if is_batch(name) else (0, 1, top) if allowed.min == 0 else (1, 2, 7, top)
+    if is_batch(name):
+        wanted: tuple[int, ...] = (*_BATCHES, *most)
+    elif allowed.min == 0:
+        wanted = (0, 1, top)
+    else:
+        low = max(allowed.min, 1)
+        wanted = (low, low + 1, 2 * low + 5, max(top, 3 * low))
     kept = [max(allowed.min, size if allowed.max is None else min(size, allowed.max)) for size in wanted]
     return list(dict.fromkeys(kept))
 

@@ -6,7 +6,7 @@ The graph is run by a callable that the caller gives: this package never imports
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,9 +15,10 @@ from burnish.difference import Difference, worst
 from burnish.dim_sums import parts_of
 from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.exporter.lattice import lattice
+from burnish.exporter.padding import padding_cleared
 from burnish.exporter.torch_export import Exported
 from burnish.feeds import Assignment, dynamic_dims, make_feeds
-from burnish.manifest import DimRange, Receipt
+from burnish.manifest import DimRange, Manifest, Receipt
 from burnish.model import node_count
 from burnish.passes.base import Numerics
 
@@ -48,6 +49,7 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     """
     start = time.perf_counter()
     found: list[Difference] = []
+    failures: dict[str, list[Assignment]] = {}
     compared: list[Assignment] = []
     notes = list(exported.notes)
     usual = len(lattice(exported.signature.inputs, exported.signature.dims, exported.parameters))
@@ -55,10 +57,14 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
         if number >= usual and len(compared) >= _WANTED:
             break
         feeds = make_feeds(exported.signature.inputs, assignment, seed=seed + number)
-        reference = _reference(exported, feeds, assignment, notes)
-        if reference is not None:
-            found.append(_compare(reference, run, feeds, assignment, tolerance))
-            compared.append(assignment)
+        try:
+            reference = exported.reference(feeds)
+        except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
+            failures.setdefault(next(iter(str(error).splitlines()), ""), []).append(assignment)
+            continue
+        found.append(_compare(exported.signature, reference, run, feeds, assignment, tolerance))
+        compared.append(assignment)
+    notes += [_left_out(why, sizes) for why, sizes in failures.items()]
     if not found:
         raise ExportError(
             f"The module runs at none of the sizes that were tried: {notes[-1]}.",
@@ -100,18 +106,13 @@ def _within(size: int, allowed: DimRange | None) -> int:
     return size if allowed is None or allowed.max is None else min(size, allowed.max)
 
 
-def _reference(
-    exported: Exported, feeds: Mapping[str, np.ndarray], assignment: Assignment, notes: list[str]
-) -> dict[str, np.ndarray] | None:
-    try:
-        return exported.reference(feeds)
-    except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
-        first = next(iter(str(error).splitlines()), "")
-        notes.append(f"not compared at {_spell(assignment)}: the module fails there ({first})")
-        return None
+def _left_out(why: str, sizes: Sequence[Assignment]) -> str:
+    more = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
+    return f"not compared at {_spell(sizes[0])}{more}: the module fails there ({why})"
 
 
 def _compare(
+    interface: Manifest,
     reference: dict[str, np.ndarray],
     run: Run,
     feeds: Mapping[str, np.ndarray],
@@ -122,7 +123,8 @@ def _compare(
         actual = run(feeds)
     except BurnishError as error:
         raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}") from error
-    apart = worst(reference, actual)
+    ignore = padding_cleared(interface, feeds)
+    apart = worst(ignore(reference), ignore(actual))
     allowed = tolerance if tolerance is not None else _tolerance(reference)
     if not apart.within(allowed):
         raise _mismatch(

@@ -10,7 +10,8 @@ import transformers
 from burnish.errors import ExportError
 from burnish.exporter.parity import check_parity
 from burnish.exporter.quiet import quiet
-from burnish.exporter.sources import TorchSource, resolve
+from burnish.exporter.source import TorchSource
+from burnish.exporter.sources import resolve
 from burnish.exporter.torch_export import export_module
 from burnish.manifest import DimRange, Receipt
 from burnish.model import to_bytes
