@@ -5,8 +5,8 @@ Inputs `input_ids` `[batch, sequence]`, `attention_mask` `[batch, past_sequence 
 `present.N.key` / `.value` `[batch, kv_heads, past_sequence + sequence, head_dim]`. Rows may be padded on
 either side: positions are counted, and the last token found, by the mask.
 
-A model whose cache holds states (a state-space or linear-attention model) becomes two graphs: `prefill`, from
-nothing, and `decode`, one token with the states.
+A model whose cache holds states (a state-space or linear-attention model) takes one token at a time, from
+states of zeros on: its loop over a longer sequence is Python, which no graph holds at every length.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from burnish.exporter.dims import DimSpec
 from burnish.exporter.example_inputs import BATCH, longest, run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import torch
-from burnish.exporter.source import TorchParts, TorchSource
+from burnish.exporter.source import TorchSource
 
 PAST: Final = "past_key_values"
 PRESENT: Final = "present"
-PREFILL: Final = "prefill"
-DECODE: Final = "decode"
 _CACHES: Final = ("past_key_values", "cache_params")
 """What the parameter and the output are called that hold the cache."""
 _SEQUENCE, _PAST = 3, 5  # of the examples
 
 
-def causal_source(model: Any, *, last_logits_only: bool = True) -> TorchSource | TorchParts:
-    """A causal transformers model, in eval mode, as one graph, or two where its cache holds states.
+def causal_source(model: Any, *, last_logits_only: bool = True) -> TorchSource:
+    """A causal transformers model, in eval mode, as one graph.
 
     Args:
         model: takes `input_ids`, `attention_mask` and a cache.
@@ -45,13 +43,14 @@ def causal_source(model: Any, *, last_logits_only: bool = True) -> TorchSource |
         ExportError: its cache is not understood (EXPORT_CACHE).
     """
     layout = find_layout(model)
-    if not layout.has_states:
-        found = _graph(model, layout, sequence=_SEQUENCE, last_logits_only=last_logits_only)
-        return TorchSource(*found, input_names=_names(layout), model=model)
-    first = _graph(model, layout, fresh=True, sequence=_SEQUENCE, last_logits_only=last_logits_only)
-    more = _graph(model, layout, sequence=1, last_logits_only=last_logits_only)
-    parts = {PREFILL: TorchSource(*first), DECODE: TorchSource(*more, input_names=_names(layout))}
-    return TorchParts(parts, model=model)
+    past = past_inputs(layout)
+    sequence = 1 if layout.has_states else _SEQUENCE
+    inputs, dims = _examples(model, past, sequence)
+    forward = _forward(model, layout, past, last_logits_only=last_logits_only)
+    module = seen_through(model, forward, ["input_ids", "attention_mask", *past])
+    names = {parameter(name): name for name in past}
+    notes = ("takes one token at a time, from states of zeros on",) if layout.has_states else ()
+    return TorchSource(module, inputs, dims, notes=notes, input_names=names, model=model)
 
 
 def find_layout(model: Any) -> Layout:
@@ -120,14 +119,11 @@ def last_token(mask: Any) -> Any:
     return (mask * count).argmax(-1)
 
 
-def _graph(
-    model: Any, layout: Layout, *, sequence: int, last_logits_only: bool, fresh: bool = False
-) -> tuple[Any, dict[str, Any], dict[str, dict[int, DimSpec]]]:
-    """Module, example inputs and dims of a graph of `sequence` tokens (1: always one)."""
-    past = {} if fresh else past_inputs(layout)
+def _examples(
+    model: Any, past: Mapping[str, Slot], sequence: int
+) -> tuple[dict[str, Any], dict[str, dict[int, DimSpec]]]:
+    """Example inputs and dims of a graph of `sequence` tokens (1: always one)."""
     grows = any(slot.grows for slot in past.values())
-    forward = _forward(model, layout, past, last_logits_only=last_logits_only)
-    module = seen_through(model, forward, ["input_ids", "attention_mask", *past])
     ids = torch.arange(BATCH * sequence).reshape(BATCH, sequence) % model.config.get_text_config().vocab_size
     mask = torch.ones(BATCH, (_PAST if grows else 0) + sequence, dtype=torch.int64)
     inputs = {"input_ids": ids, "attention_mask": mask} | past_examples(past, _PAST)
@@ -135,11 +131,11 @@ def _graph(
     tokens: dict[int, DimSpec] = {0: ("batch", 1, None)}
     dims = {"input_ids": tokens, "attention_mask": tokens} | past_dims(past, ("past_sequence", 0, top))
     if sequence > 1:
-        total = "past_sequence + sequence" if grows else "sequence"
-        dims |= {"input_ids": tokens | {1: ("sequence", 1, top)}, "attention_mask": tokens | {1: total}}
-    elif grows:
-        dims |= {"attention_mask": tokens | {1: "past_sequence + 1"}}
-    return module, inputs, dims
+        dims["input_ids"] = tokens | {1: ("sequence", 1, top)}
+    if grows:
+        total = "past_sequence + sequence" if sequence > 1 else "past_sequence + 1"
+        dims["attention_mask"] = tokens | {1: total}
+    return inputs, dims
 
 
 def _forward(model: Any, layout: Layout, past: Mapping[str, Slot], *, last_logits_only: bool) -> Any:
@@ -160,10 +156,6 @@ def _forward(model: Any, layout: Layout, past: Mapping[str, Slot], *, last_logit
         return {"logits": finished(found.logits)} | {f"{PRESENT}.{label}": t for label, t in kept.items()}
 
     return forward
-
-
-def _names(layout: Layout) -> dict[str, str]:
-    return {parameter(name): name for name in past_inputs(layout)}
 
 
 def _cache_of(model: Any) -> str:

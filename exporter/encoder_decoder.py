@@ -69,15 +69,22 @@ def _renamed(length: DimSpec | None) -> DimSpec:
     return ("encoder_sequence", low, high)
 
 
+def start_token(model: Any) -> int:
+    """The token that decoding starts from, as the generation's or the model's configuration says; else 0."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        start = getattr(config, "decoder_start_token_id", None)
+        if isinstance(start, int):
+            return start
+    return 0
+
+
 def _start(model: Any, batch: Any) -> Any:
-    start = getattr(model.generation_config, "decoder_start_token_id", None)
-    start = start if isinstance(start, int) else getattr(model.config, "decoder_start_token_id", None)
-    return torch.full((batch, 1), start if isinstance(start, int) else 0, dtype=torch.int64)
+    return torch.full((batch, 1), start_token(model), dtype=torch.int64)
 
 
 def _layouts(model: Any, examples: Examples) -> tuple[Layout, Layout]:
     found = run(model, examples.inputs | {"decoder_input_ids": _start(model, BATCH), "use_cache": True})
-    cache = getattr(found, PAST, None)
+    cache: Any = getattr(found, PAST, None)
     name = type(model).__name__
     if not hasattr(cache, "cross_attention_cache"):
         raise ExportError(

@@ -72,7 +72,7 @@ def find_task(config: Mapping[str, Any], folder: Path, asked: str | None) -> Tas
         return TASKS["sentence-embedding"]
     architectures = [str(name) for name in config.get("architectures") or ()]
     for task in _TASKS:
-        if any(name in _known(task.classes) for name in architectures):
+        if task.form != "embedding" and any(name in _known(task.classes) for name in architectures):
             return task
     if all("For" not in name for name in architectures):
         return TASKS["feature-extraction"]
