@@ -116,7 +116,7 @@ class ModuleTree:
 
         A state-dict name says whose it is; any other weight counts where all of its users are.
         """
-        homes = list(dict.fromkeys(self.home([user]) for user in value.consumers()))
+        homes = sorted({self.home([user]) for user in value.consumers()}, key=lambda path: self._met[path])
         apart = [home for home in homes if not any(home in ancestors(other)[:-1] for other in homes)]
         named = (value.name or "").rpartition(".")[0]
         if any(path and path in self._met for path in ancestors(named)):

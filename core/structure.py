@@ -226,7 +226,8 @@ def _modules(a: Source, b: Source, *, macs: bool) -> tuple[tuple[ModuleChange, .
     trees = [ModuleTree(source.model) for source in (a, b)]
     silent = [which for which, tree in zip("AB", trees, strict=True) if tree.grouped_by != "module"]
     if silent:
-        return None, [f"Not compared by torch module: {' and '.join(silent)} say nothing of torch modules."]
+        who = "A and B do" if len(silent) > 1 else f"{silent[0]} does"
+        return None, [f"Not compared by torch module: {who} not say which module a node comes from."]
     rows, notes = [], []
     for which, source, tree in zip("AB", (a, b), trees, strict=True):
         counted, note = macs_by_node(source.model, source.manifest) if macs else (None, "")
