@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -201,19 +201,35 @@ def _profile(model: ir.Model, interface: Manifest, runs: int) -> tuple[Profile, 
 
 
 def _executed_groups(model: ir.Model, executed: Sequence[Outline]) -> dict[str, list[ir.Node]]:
-    """For each executed node, the model's nodes whose work it does: those that make its values, and those
-    behind them whose values nothing makes any more."""
-    makers = {value.name: node for node in model.graph for value in node.outputs if value.name}
+    """For each executed node, the model's nodes whose work it does.
+
+    They are those that make its values, and those behind them whose values nothing makes any more. A node
+    that makes no value of the model (a Gemm between two new Reshapes) works for those that read from it.
+    """
+    makers = {value.name or "": node for node in model.graph for value in node.outputs}
     made = {name for outline in executed for name in outline.outputs}
+    readers: dict[str, dict[ir.Node, None]] = {}
     groups: dict[str, list[ir.Node]] = {}
-    for outline in executed:
-        todo = [makers[name] for name in outline.outputs if name in makers]
-        found = dict.fromkeys(todo)
-        while todo:
-            names = (value.name for value in todo.pop().inputs if value is not None)
-            behind = [makers[name] for name in names if name in makers and name not in made]
-            todo += [node for node in behind if node not in found]
-            found |= dict.fromkeys(behind)
-        if found and outline.name and outline.name not in groups:
+    for outline in reversed(executed):
+        found = _swallowed([makers[name] for name in outline.outputs if name in makers], makers, made)
+        if not found:
+            found = {node: None for name in outline.outputs for node in readers.get(name, {})}
+        for name in outline.inputs:
+            if name not in makers:
+                readers.setdefault(name, {}).update(found)
+        if found and outline.name:
             groups[outline.name] = list(found)
     return groups
+
+
+def _swallowed(
+    nodes: list[ir.Node], makers: Mapping[str, ir.Node], made: Container[str]
+) -> dict[ir.Node, None]:
+    """These nodes, and those behind them whose values are not made any more."""
+    todo, found = list(nodes), dict.fromkeys(nodes)
+    while todo:
+        names = [value.name or "" for value in todo.pop().inputs if value is not None]
+        behind = [makers[name] for name in names if name in makers and name not in made]
+        todo += [node for node in behind if node not in found]
+        found |= dict.fromkeys(behind)
+    return found

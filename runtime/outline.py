@@ -21,7 +21,8 @@ Span = tuple[int, int]
 _MODEL_GRAPH, _MODEL_FUNCTION = 7, 25
 _GRAPH_NODE, _GRAPH_INPUT = 1, 11
 _FUNCTION_NODE = 7
-_NODE_OUTPUT, _NODE_NAME, _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 2, 3, 4, 5, 7
+_NODE_NAME, _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 3, 4, 5, 7
+_NODE_VALUES: Final = (1, 2)  # inputs, outputs
 _ATTRIBUTE_GRAPHS: Final = (6, 11)
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TYPE_TENSOR, _TENSOR_SHAPE = 1, 2
@@ -46,9 +47,10 @@ def op_counts(model: bytes | Path) -> dict[str, int]:
 
 
 class Outline(NamedTuple):
-    """A node: its name (empty: it has none) and the names of the values that it makes."""
+    """A node: its name (empty: it has none) and the names of the values that it reads and makes."""
 
     name: str
+    inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
 
@@ -61,7 +63,7 @@ def outlines(model: bytes | Path) -> list[Outline]:
     """
     data = _map(model)
     return [
-        Outline(_text(data, node, _NODE_NAME), tuple(_texts(data, node, _NODE_OUTPUT)))
+        Outline(_text(data, node, _NODE_NAME), *(tuple(_texts(data, node, f)) for f in _NODE_VALUES))
         for number, graph in _messages(data, (0, len(data)))
         if number == _MODEL_GRAPH
         for field, node in _messages(data, graph)

@@ -197,6 +197,16 @@ def test_profile_gives_every_modules_time(net_path: Path) -> None:
     assert "every node's time has a module" in shown
 
 
+def test_a_node_that_onnxruntime_made_works_for_the_one_that_reads_it() -> None:
+    text = "g (float[2, 8, 64] x) => (float[2, 8, 64] y) { m = MatMul (x, w)  a = Add (m, b)  y = Relu (a) }"
+    model = parse(text, weights={"w": np.ones((64, 64), np.float32), "b": np.ones(64, np.float32)})
+    for node in model.graph:
+        write_origins(node.metadata_props, [Origin("act" if node.op_type == "Relu" else "dense")])
+    ms, timed = times_by_module(model, signature(model), ModuleTree(model))
+    assert timed.unattributed == ()  # the Gemm that it runs stands between two Reshapes of its own
+    assert set(ms) == {"dense", "act"}
+
+
 def test_time_of_a_branch_counts_once(tmp_path: Path) -> None:
     text = """g (float[64, 64] x) => (float[64, 64] y) {
         s = ReduceSum <keepdims = 0> (x)

@@ -34,11 +34,11 @@ def test_outlines_are_those_of_the_main_graph() -> None:
     model = onnx.parser.parse_graph("g (float[n, 4] x) => (float[n, 2] y) { y, z = Split <axis = 1> (x) }")
     model.node[0].name = "halves"
     proto = onnx.helper.make_model(model, opset_imports=[onnx.helper.make_opsetid("", 13)])
-    assert outlines(proto.SerializeToString()) == [Outline("halves", ("y", "z"))]
+    assert outlines(proto.SerializeToString()) == [Outline("halves", ("x",), ("y", "z"))]
 
 
 def test_outlines_stop_at_bodies(make: Make) -> None:
-    assert outlines(make(NESTED)) == [Outline("", ("y",))]
+    assert outlines(make(NESTED)) == [Outline("", ("c",), ("y",))]
 
 
 def test_counts_reach_into_functions() -> None:
