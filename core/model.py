@@ -186,9 +186,14 @@ def histogram(model: ir.Model) -> dict[str, int]:
     """How many nodes of each op (`domain::Op` outside ai.onnx), most frequent first."""
     counts: dict[str, int] = {}
     for node in _all_nodes(model):
-        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        name = op_name(node)
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def op_name(node: ir.Node) -> str:
+    """The op of a node, as `domain::Op` outside ai.onnx."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
 def _all_nodes(model: ir.Model) -> Iterable[ir.Node]:

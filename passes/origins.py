@@ -190,14 +190,14 @@ class Memory:
     ) -> None:
         names = {value.name for node in alive for value in node.outputs}
         for old, new in successors.items():
-            if not new.is_initializer() or new in self._weights or new.is_graph_input():
+            if not new.is_initializer() or new in self._weights or _is_interface(new):
                 continue
             sources = self._sources(old, alive)
-            weights = [
-                value for value in sources if value in self._weights and _size(value) == _size(new) > 1
-            ]
-            if len(weights) == 1 and not _is_used(weights[0]) and self._weights[weights[0]] not in names:
-                _exchange_names(model.graph, new, weights[0], self._weights[weights[0]])
+            like = [value for value in sources if value in self._weights and _size(value) == _size(new) > 1]
+            if len(like) == 1 and not like[0].uses() and not _is_interface(like[0]):
+                name = self._weights[like[0]]
+                if name not in names:
+                    _exchange_names(model.graph, new, like[0], name)
 
     def _add(self, node: ir.Node, more: Iterable[Origin]) -> None:
         kept = bounded([*origins(node.metadata_props), *more])
@@ -234,8 +234,8 @@ def _size(value: ir.Value) -> int:
     return 0 if value.const_value is None else value.const_value.size
 
 
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.uses()) or value.is_graph_output() or value.is_graph_input()
+def _is_interface(value: ir.Value) -> bool:
+    return value.is_graph_input() or value.is_graph_output()
 
 
 def _exchange_names(graph: ir.Graph, new: ir.Value, old: ir.Value, name: str) -> None:

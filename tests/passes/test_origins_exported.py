@@ -153,5 +153,15 @@ def test_quantising_keeps_origins(exported: Exported, scheme: Any) -> None:
         assert homes >= {"layers.0.up", "layers.1.down"}, (op_type, homes)
 
 
+def test_diff_shows_every_layer_with_its_macs(exported: Exported, optimized: ir.Model) -> None:
+    changes = {module.path: module for module in burnish.diff(exported.model, optimized).modules or ()}
+    for number in range(2):
+        layer = changes[f"layers.{number}"]
+        assert layer.before.nodes > 2 * layer.after.nodes
+        assert layer.before.macs == layer.after.macs == 128 * (4 * 32 * 32 + 2 * 32 * 64 + 2 * 128 * 32)
+    assert changes[""].kind == "Encoder"
+    assert changes["layers.0.attention"].kind == "Attention"
+
+
 def test_the_same_model_gives_the_same_bytes(exported: Exported, optimized: ir.Model) -> None:
     assert to_bytes(burnish.optimize(exported.model, measured=False)) == to_bytes(optimized)
