@@ -67,7 +67,9 @@ def test_encoder_takes_what_its_tokenizer_makes(bert: Path) -> None:
     assert list(source.inputs) == ["input_ids", "attention_mask", "token_type_ids"]
     assert "tokenizer.json" in source.attachments
     assert source.description == f"Hugging Face folder {bert.name!r}, BertModel, feature-extraction"
-    assert next(iter(source.module.state_dict())) == "embeddings.word_embeddings.weight", "no wrapper's prefix"
+    assert next(iter(source.module.state_dict())) == "embeddings.word_embeddings.weight", (
+        "no wrapper's prefix"
+    )
     exported = export_module(source.module, source.inputs, dynamic=source.dynamic)
     assert [o.name for o in exported.signature.outputs] == ["last_hidden_state", "pooler_output"]
     assert [(i.meaning, i.high) for i in exported.signature.inputs] == [
