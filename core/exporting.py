@@ -63,7 +63,7 @@ def export(
         MissingDependencyError: torch or transformers is not installed.
         OutputError: `output` cannot be written.
     """
-    import burnish.exporter.needs  # says what is missing before any work is done
+    import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
     from burnish.exporter.source import TorchParts
     from burnish.exporter.sources import resolve
 
