@@ -145,6 +145,8 @@ def _forward(model: Any, layout: Layout, past: Mapping[str, Slot], *, last_logit
 
     def forward(input_ids: Any, attention_mask: Any, **tensors: Any) -> dict[str, Any]:
         seen = tensors[growing].shape[2] if growing else 0
+        # torch.export keeps the mask's length a size of its own; this says that it is the sum.
+        attention_mask = attention_mask.reshape(input_ids.shape[0], seen + input_ids.shape[1])
         now = attention_mask[:, seen:]
         restored = layout.restore({slot.label: tensors[name] for name, slot in past.items()})
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": True, cache: restored}
@@ -153,9 +155,19 @@ def _forward(model: Any, layout: Layout, past: Mapping[str, Slot], *, last_logit
         with only_last(model, last_token(now) if last_logits_only else None) as finished:
             found = model(**given)
         kept = layout.read(getattr(found, cache))
+        kept |= {
+            slot.label: _unless_padding(kept[slot.label], tensors[name], now)
+            for name, slot in past.items()
+            if not slot.grows
+        }
         return {"logits": finished(found.logits)} | {f"{PRESENT}.{label}": t for label, t in kept.items()}
 
     return forward
+
+
+def _unless_padding(new: Any, old: Any, mask: Any) -> Any:
+    """A state after one token, `[batch, ...]`: as it was in rows whose token is padding (mask `[batch, 1]`)."""
+    return torch.where(mask.bool().reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _cache_of(model: Any) -> str:
