@@ -148,11 +148,8 @@ def _several(source: TorchParts, *, opset: int, seed: int, tokens: int | None, *
 
 def _of_part(options: dict[str, Any], part: TorchSource) -> dict[str, Any]:
     """The options with the ranges of those dims only that the part has."""
-    names = {
-        spec if isinstance(spec, str) else spec[0]
-        for dims in (part.dynamic or {}).values()
-        for spec in dims.values()
-    }
+    specs = [spec for dims in (part.dynamic or {}).values() for spec in dims.values()]
+    names = {spec if isinstance(spec, str) else spec.name for spec in specs}
     ranges = {name: given for name, given in (options.get("ranges") or {}).items() if name in names}
     return options | {"ranges": ranges}
 

@@ -1,8 +1,8 @@
-"""transformers' own mends for what torch.export cannot trace or translates wrongly: where a plain trace fails.
+"""transformers' own mends for what torch.export cannot trace or translates wrongly.
 
 transformers ships them with its exporters (`transformers.exporters`): patches of models and of torch
-functions while they are traced, repairs of traced nodes, and translations of operators. They stay second
-choice, since a trace without them is of the code that runs; the result is compared with PyTorch either way.
+functions while they are traced, repairs of traced nodes, and translations of operators. They are used where
+a plain trace fails: that one is of the code that really runs. The result is compared with PyTorch either way.
 """
 
 from __future__ import annotations

@@ -19,16 +19,17 @@ def sizes(parameters: int) -> list[tuple[int, int, int]]:
 
 
 def test_all_combinations_of_a_small_model() -> None:
-    assert set(sizes(1000)) == set(itertools.product((1, 2, 3), (1, 2, 7, 64), (0, 1, 64)))
+    short = set(itertools.product((1, 2, 3), (1, 2, 7), (0, 1, 57)))
+    assert set(sizes(1000)) == short | {(batch, 64, 0) for batch in (1, 2, 3)}, "no more than 64 in all"
 
 
 def test_every_pair_of_a_larger_one() -> None:
     found = sizes(100_000_000)
     assert len(found) < 20
     for first, second in ((0, 1), (0, 2), (1, 2)):
-        levels = [(1, 2, 3), (1, 2, 7, 64), (0, 1, 64)]
+        levels = [(1, 2, 3), (1, 2, 7), (0, 1, 57)]
         pairs = set(itertools.product(levels[first], levels[second]))
-        assert {(each[first], each[second]) for each in found} == pairs
+        assert {(each[first], each[second]) for each in found} >= pairs
 
 
 def test_every_size_of_the_largest() -> None:
@@ -36,7 +37,7 @@ def test_every_size_of_the_largest() -> None:
     assert len(found) <= 5
     assert {each[0] for each in found} == {1, 2, 3}
     assert {each[1] for each in found} == {1, 2, 7, 64}
-    assert {each[2] for each in found} == {0, 1, 64}
+    assert {each[2] for each in found} == {0, 1, 57}
 
 
 def test_long_dims_are_cut() -> None:
