@@ -28,7 +28,9 @@ class Dims:
     notes: list[str]
 
 
-def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int) -> tuple[Any, Dims]:
+def capture(
+    module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int, program: Any = None
+) -> tuple[Any, Dims]:
     """Trace a module and translate it; torch's own optimiser stays off.
 
     Args:
@@ -36,6 +38,7 @@ def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: 
         named: example inputs by parameter name.
         axes: the dynamic axes.
         opset: of the graph.
+        program: the module as torch has traced it already; it is translated as it is.
 
     Returns:
         The `torch.onnx.ONNXProgram` (its weights are the module's own memory), and its dims.
@@ -46,15 +49,22 @@ def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: 
     shapes = _dynamic_shapes(named, axes)
     try:
         with quiet():
-            program = torch.onnx.export(
-                module, (), kwargs=copies(named), dynamic_shapes=shapes, opset_version=opset,
+            given: dict[str, Any] = (
+                {"kwargs": copies(named), "dynamic_shapes": shapes} if program is None else {}
+            )
+            translated = torch.onnx.export(
+                module if program is None else program, (), **given, opset_version=opset,
                 dynamo=True, optimize=False, verbose=False,
             )  # fmt: skip
-        return program, Dims(*kept_dims(program, axes, list(tensors(named))))
+        return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
     except ExportError as error:
+        if program is not None:
+            raise
         raise explain(error, _trace(module, named, shapes), _places(axes)) from None
     except Exception as error:
         failure = typed(error, axes)
+        if program is not None:
+            raise failure from error
         raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
 
 
