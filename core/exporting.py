@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -23,6 +23,9 @@ from burnish.versions import versions
 if TYPE_CHECKING:
     from burnish.exporter.decoding import Graph
     from burnish.exporter.source import TorchParts, TorchSource
+
+_OF_SOURCES: Final = ("task", "last_logits_only", "trust_code")
+"""Options that say how a source is loaded."""
 
 
 def export(
@@ -41,35 +44,37 @@ def export(
     greedy decoding. An encoder-decoder becomes a Bundle with the parts `encoder` and `decoder`.
 
     Args:
-        source: a `torch.nn.Module`; `package.module:callable`, which returns a module and example inputs;
-            or a Hugging Face folder.
-        example_inputs: a dict of tensors by parameter name, or a tuple; only with a module.
+        source: a `torch.nn.Module`; a `torch.export.ExportedProgram`; `package.module:callable`, which
+            returns a module and example inputs; a Hugging Face folder; or an `.onnx` file, which is moved to
+            the opset.
+        example_inputs: a dict of tensors by parameter name, a tuple, or the path of a `.npz` file.
         dynamic: `{"input_ids": {0: "batch", 1: ("sequence", 1, 512)}}`: the name, and perhaps the range,
             of every dim that varies.
         opset: 18 to 24.
         output: where to write it: an `.onnx` file or a folder.
         seed: of the random inputs on which it is compared.
         options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`,
-            `last_logits_only` (of a language model; default True), `decode_tokens` (how many tokens are
-            compared; default 64).
+            `last_logits_only` (of a language model; default True), `decode_tokens` (how many are compared;
+            default 64), `trust_code` (load pickles and folders with code of their own: both run code).
 
     Returns:
-        The artifact, in memory or at `output`; its first receipt is the comparison.
+        The artifact; its first receipt is the comparison.
 
     Raises:
         ExportError: the source cannot be used, or a dim does not stay dynamic.
-        MismatchError: the graph does not compute what the module computes (EXPORT_PARITY), or decodes other
-            tokens (EXPORT_DECODE).
+        MismatchError: the graph computes something else (EXPORT_PARITY), or other tokens (EXPORT_DECODE).
         MissingDependencyError: torch or transformers is not installed.
         OutputError: `output` cannot be written.
     """
+    if output is not None:
+        need_folder(Path(output))
+    if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".onnx":
+        return _upgraded(Path(source), opset, output, seed)
     import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
     from burnish.exporter.source import TorchParts
     from burnish.exporter.sources import resolve
 
-    if output is not None:
-        need_folder(Path(output))
-    chosen = {name: options.pop(name) for name in ("task", "last_logits_only") if name in options}
+    chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
     tokens = options.pop("decode_tokens", None)
     found = resolve(source, example_inputs, **chosen)
     if isinstance(found, TorchParts):
@@ -84,6 +89,13 @@ def export(
     if output is None:
         return made
     return made.save(Path(output)) if isinstance(made, Bundle) else write(made, Path(output))
+
+
+def _upgraded(path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int) -> Artifact:
+    from burnish.upgrading import upgrade
+
+    made = upgrade(path, opset, seed=seed)
+    return made if output is None else write(made, Path(output))
 
 
 def _one(
@@ -113,8 +125,9 @@ def _attempt(
     from burnish.exporter.torch_export import export_module
 
     exported = export_module(
-        source.module, source.inputs, opset=opset, input_names=source.input_names, fixed=fixed, **options
-    )
+        source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
+        fixed=fixed, **options,
+    )  # fmt: skip
     with model_file(exported.model) as file:
         run = Reference(file)
         receipt = check_parity(exported, run, seed=seed)

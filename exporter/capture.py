@@ -30,7 +30,13 @@ class Dims:
 
 
 def capture(
-    module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int, *, fixed: bool = False
+    module: Any,
+    named: Mapping[str, Any],
+    axes: Sequence[Axis],
+    opset: int,
+    *,
+    program: Any = None,
+    fixed: bool = False,
 ) -> tuple[Any, Dims]:
     """Trace a module and translate it; torch's own optimiser stays off.
 
@@ -40,6 +46,7 @@ def capture(
         axes: the dynamic axes.
         opset: of the graph.
         fixed: with transformers' own mends (see `burnish.exporter.library_fixes`).
+        program: the module as torch has traced it already; it is translated as it is.
 
     Returns:
         The `torch.onnx.ONNXProgram` (its weights are the module's own memory), and its dims.
@@ -50,16 +57,29 @@ def capture(
     shapes = _dynamic_shapes(named, axes)
     try:
         with quiet():
-            program = _fixed(module, named, shapes, opset) if fixed else torch.onnx.export(
-                module, (), kwargs=copies(named), dynamic_shapes=shapes, opset_version=opset,
-                dynamo=True, optimize=False, verbose=False,
-            )  # fmt: skip
-        return program, Dims(*kept_dims(program, axes, list(tensors(named))))
+            translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
+        return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
     except ExportError as error:
+        if program is not None:
+            raise
         raise explain(error, _trace(module, named, shapes), _places(axes)) from None
     except Exception as error:
         failure = typed(error, axes)
+        if program is not None:
+            raise failure from error
         raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
+
+
+def _translated(
+    module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int, *, program: Any, fixed: bool
+) -> Any:
+    if fixed:
+        return _fixed(module, named, shapes, opset)
+    given: dict[str, Any] = {"kwargs": copies(named), "dynamic_shapes": shapes} if program is None else {}
+    return torch.onnx.export(
+        module if program is None else program, (), **given, opset_version=opset,
+        dynamo=True, optimize=False, verbose=False,
+    )  # fmt: skip
 
 
 def _fixed(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int) -> Any:

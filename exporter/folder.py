@@ -59,19 +59,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def need_weights(folder: Path) -> None:
-    """Refuse a folder without safetensors weights.
+def need_weights(folder: Path, *, trust_code: bool = False) -> bool:
+    """Refuse a folder without safetensors weights; True where it has only pickles, which are trusted.
 
     Raises:
         ExportError: there are none (EXPORT_SOURCE), or only pickles (PICKLE_REFUSED).
     """
     if any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
-        return
+        return False
     pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles and trust_code:
+        return True
     if pickles:
         raise ExportError(
             f"The weights {pickles[0]!r} are a pickle: loading it runs the code inside.",
-            "Convert them with save_pretrained(..., safe_serialization=True) where you trust them.",
+            "Convert them with save_pretrained(..., safe_serialization=True), or pass --trust-code where you "
+            "trust them.",
             code="PICKLE_REFUSED",
         )
     raise _bad(f"{str(folder)!r} has no model.safetensors.", "Download the weights too.")

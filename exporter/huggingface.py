@@ -1,7 +1,7 @@
 """A Hugging Face folder (config.json, safetensors weights, tokenizer) as one or several modules to export.
 
 What a model takes is read from the module, its configuration and its tokenizer, never from a list of
-architectures. Nothing is downloaded and no code of the folder is run.
+architectures. Nothing is downloaded, and no code of the folder is run unless that is asked for.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from burnish.exporter.modules import plain
 from burnish.exporter.needs import need
 from burnish.exporter.pooling import read_pooling, sentence_embedding
 from burnish.exporter.quiet import quiet
-from burnish.exporter.source import TorchParts, TorchSource
-from burnish.exporter.tasks import Task, find_task, loader_of
+from burnish.exporter.source import TRUSTED, TorchParts, TorchSource
+from burnish.exporter.tasks import Task, find_task, is_known, loader_of
 
 _TOKENIZER: tuple[str, ...] = ("tokenizer_config.json", "tokenizer.json")
 
 
 def load_folder(
-    folder: Path, task: str | None = None, *, last_logits_only: bool = True
+    folder: Path, task: str | None = None, *, last_logits_only: bool = True, trust_code: bool = False
 ) -> TorchSource | TorchParts:
     """Load a model in the type that its weights are stored in.
 
@@ -35,22 +35,40 @@ def load_folder(
         folder: holds config.json and model.safetensors (or its shards with their index).
         task: see `burnish.exporter.tasks.TASKS`; default: what the configuration's `architectures` says.
         last_logits_only: of a language model: `logits` of each row's last token only.
+        trust_code: run the folder's own code, and load weights that are pickles.
 
     Raises:
         ExportError: a file is missing or the kind of model is not known (EXPORT_SOURCE); the weights are
-            a pickle (PICKLE_REFUSED); it runs on no inputs that can be made (EXPORT_INPUTS); its cache is
-            of an unknown kind (EXPORT_CACHE).
+            a pickle (PICKLE_REFUSED), or the model is code in the folder (CODE_REFUSED); it runs on no
+            inputs that can be made (EXPORT_INPUTS); its cache is of an unknown kind (EXPORT_CACHE).
         MissingDependencyError: transformers is not installed.
     """
     config = read_config(folder)
-    need_weights(folder)
+    trusted: dict[str, Any] = {}
+    if need_weights(folder, trust_code=trust_code):
+        trusted["use_safetensors"] = False
+    if _own_code(config, folder, trust_code=trust_code):
+        trusted["trust_remote_code"] = True
     chosen = find_task(config, folder, task)
     with quiet():
-        module, notes = _load(loader_of(chosen, config), folder)
+        module, notes = _load(loader_of(chosen, config), folder, trusted)
         wanted = _tokenizer_inputs(folder)
     found = _source(module, chosen, folder, wanted, last_logits_only=last_logits_only)
     description = f"Hugging Face folder {folder.resolve().name!r}, {type(module).__name__}, {chosen.name}"
-    return found.described(description, attachments_of(folder), notes)
+    return found.described(description, attachments_of(folder), (*notes, *([TRUSTED] if trusted else [])))
+
+
+def _own_code(config: Mapping[str, Any], folder: Path, *, trust_code: bool) -> bool:
+    """True where the model is Python code in the folder, and that is trusted."""
+    if not config.get("auto_map") or is_known(config.get("model_type")):
+        return False
+    if not trust_code:
+        raise ExportError(
+            f"The model in {str(folder)!r} is Python code of its own, which loading it would run.",
+            "Read the code, and pass --trust-code where you trust it.",
+            code="CODE_REFUSED",
+        )
+    return True
 
 
 def _source(
@@ -75,8 +93,9 @@ def _within(module: Any, dims: Mapping[int, DimSpec]) -> dict[int, DimSpec]:
     return dict(dims)
 
 
-def _load(loader: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+def _load(loader: Any, folder: Path, trusted: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    """The model and what is to be said of it; `trusted`: options that let it run code."""
+    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, **trusted}
     module, missing = _from_pretrained(loader, folder, options)
     if missing and all(name.startswith("pooler.") for name in missing):
         # An encoder stored without its pooler: transformers would fill it with random numbers.

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 from burnish.exporter.dims import Dynamic
 
 Attachments = Mapping[str, Path | bytes]
+
+TRUSTED: Final = "--trust-code: code of the source was run while it was loaded"
+"""The note on a source that could not be read without running what is in it."""
 
 
 @final
@@ -30,6 +33,8 @@ class TorchSource:
     """Names of the graph's inputs by parameter name, where they differ."""
     model: Any = None
     """The transformers model that greedy decoding is compared with; None where there is nothing to decode."""
+    program: Any = None
+    """The `torch.export.ExportedProgram` that the module is, where torch has traced it already."""
 
     def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
         """The source with what its folder says of it."""

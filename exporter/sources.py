@@ -22,32 +22,46 @@ PICKLES: Final = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt"
 
 
 def resolve(
-    source: Any, inputs: Any = None, *, task: str | None = None, last_logits_only: bool = True
+    source: Any,
+    inputs: Any = None,
+    *,
+    task: str | None = None,
+    last_logits_only: bool = True,
+    trust_code: bool = False,
 ) -> TorchSource | TorchParts:
     """Find the module to export.
 
     Args:
         source: `package.module:callable`, imported with the current folder on the path, whose callable
             returns `(module, inputs)` or `(module, inputs, dynamic)`; or a Hugging Face folder with
-            config.json and safetensors weights; or a `torch.nn.Module`.
-        inputs: example inputs; only with a `torch.nn.Module`.
+            config.json and safetensors weights; or a `torch.nn.Module` or `torch.export.ExportedProgram`.
+        inputs: example inputs, or the path of a `.npz` file with them; only with a module or a program.
         task: see `burnish.exporter.tasks.TASKS`; only with a folder, whose configuration says it by default.
         last_logits_only: of a language model: `logits` of each row's last token only.
+        trust_code: load what runs code when it is loaded: pickles, and folders with code of their own.
 
     Raises:
         ExportError: there is no such module, callable or folder, or it cannot be used (EXPORT_SOURCE); it
-            is a pickle (PICKLE_REFUSED).
+            is a pickle (PICKLE_REFUSED) or code in a folder (CODE_REFUSED).
         MissingDependencyError: torch or transformers is not installed.
     """
+    if isinstance(inputs, (str, os.PathLike)):
+        from burnish.exporter.trusted import read_inputs
+
+        inputs = read_inputs(Path(inputs))
     if not isinstance(source, (str, os.PathLike)):
         return _module(source, inputs)
     text = os.fspath(source)
     path = Path(text)
+    if path.suffix.lower() in PICKLES and trust_code:
+        from burnish.exporter.trusted import load_trusted
+
+        return load_trusted(path, inputs)
     _refuse_pickle(path)
     if path.is_dir():
         from burnish.exporter.huggingface import load_folder
 
-        return load_folder(path, task, last_logits_only=last_logits_only)
+        return load_folder(path, task, last_logits_only=last_logits_only, trust_code=trust_code)
     if _CALLABLE.fullmatch(text):
         if task is not None:
             raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
@@ -58,6 +72,10 @@ def resolve(
 def _module(module: Any, inputs: Any) -> TorchSource:
     from burnish.exporter.needs import torch
 
+    if isinstance(module, torch.export.ExportedProgram):
+        from burnish.exporter.programs import program_source
+
+        return program_source(module, inputs)
     if not isinstance(module, torch.nn.Module):
         raise _bad(
             f"Cannot export a {type(module).__name__}.",
@@ -77,8 +95,7 @@ def _refuse_pickle(path: Path) -> None:
     if path.suffix.lower() in PICKLES:
         raise ExportError(
             f"{path.name!r} is a pickle: loading it runs the code inside.",
-            "Load it yourself in a function that returns (module, example inputs), and export "
-            "package.module:function.",
+            "Pass --trust-code where you trust it, or load it in a function that returns (module, inputs).",
             code="PICKLE_REFUSED",
         )
 

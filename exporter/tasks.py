@@ -7,11 +7,12 @@ so that an architecture works on the day it appears there.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, final
 
-from burnish.errors import ExportError, nearest
+from burnish.errors import ExportError, nearest, shown
 from burnish.exporter.needs import need
 
 Form = Literal["single", "decoder", "encoder-decoder", "embedding"]
@@ -74,6 +75,9 @@ def find_task(config: Mapping[str, Any], folder: Path, asked: str | None) -> Tas
     for task in _TASKS:
         if task.form != "embedding" and any(name in _known(task.classes) for name in architectures):
             return task
+    for task in _TASKS:
+        if task.form != "embedding" and _own_classes(config).intersection(task.classes):
+            return task
     if all("For" not in name for name in architectures):
         return TASKS["feature-extraction"]
     raise _bad(
@@ -92,12 +96,39 @@ def loader_of(task: Task, config: Mapping[str, Any]) -> Any:
     kind = config.get("model_type")
     for name in task.classes:
         found = getattr(transformers, name)
-        if kind in _table(found):
+        if kind in _table(found) or name in _own_classes(config):
             return found
+    if not is_known(kind):
+        raise _bad(
+            f"transformers {transformers.__version__} has no model type {shown(kind)!r}.",
+            _nearest_kind(str(kind)),
+        )
     raise _bad(
         f"transformers has no {kind or 'such'} model for {task.name}.",
         "Ask for another task with --task, such as feature-extraction.",
     )
+
+
+def is_known(kind: object) -> bool:
+    """True where transformers itself has that model type."""
+    return kind in _kinds()
+
+
+def _kinds() -> Mapping[str, Any]:
+    found: Mapping[str, Any] = need("transformers").models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+    return found
+
+
+def _nearest_kind(kind: str) -> str:
+    close = difflib.get_close_matches(kind, list(_kinds()), n=1)
+    known = f"The nearest that it has is {close[0]!r}; check" if close else "Check"
+    return f"{known} model_type in config.json, or upgrade transformers."
+
+
+def _own_classes(config: Mapping[str, Any]) -> frozenset[str]:
+    """The auto classes that code of the folder itself stands for, where transformers has no such model."""
+    own = config.get("auto_map")
+    return frozenset(own) if isinstance(own, dict) and not is_known(config.get("model_type")) else frozenset()
 
 
 def _known(classes: tuple[str, ...]) -> frozenset[str]:

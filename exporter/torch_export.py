@@ -70,6 +70,7 @@ def export_module(
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
     fixed: bool = False,
+    program: Any = None,
 ) -> Exported:
     """Export a module as it computes in eval mode; weights are copied.
 
@@ -85,6 +86,7 @@ def export_module(
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
+        program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
 
     Raises:
         ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
@@ -105,9 +107,9 @@ def export_module(
         named, result, notes = _widen(module, named, axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        program, dims = capture(module, named, axes, opset, fixed=fixed)
+        traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
-    model, moved = _finish(program, dims, (list(renamed.values()), names), keep_metadata=keep_metadata)
+    model, moved = _finish(traced, dims, (list(renamed.values()), names), keep_metadata=keep_metadata)
     notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
     wrong = correct_shapes(model, names, runs) if runs else []
     notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]

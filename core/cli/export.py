@@ -19,20 +19,26 @@ if TYPE_CHECKING:
               help="An .onnx file, or a folder (an artifact).")  # fmt: skip
 @click.option("--opset", type=click.IntRange(18, 24), default=20, show_default=True)
 @click.option("--task", metavar="TASK",
-              help="feature-extraction or text-classification; default: as config.json says.")  # fmt: skip
+              help="What a folder's model is for; default: as config.json says.")  # fmt: skip
+@click.option("--inputs", type=click.Path(exists=True, dir_okay=False), metavar="FILE.npz",
+              help="Example inputs by parameter name, for a module out of a .pt file.")  # fmt: skip
+@click.option("--dynamic", multiple=True, callback=parse_pairs, metavar="INPUT.AXIS=NAME",
+              help="Name of an axis that varies (x.0=batch), for such a module.")  # fmt: skip
+@click.option("--trust-code", is_flag=True,
+              help="Load .pt, .pt2, .bin and folders with own code: this runs the code.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
-    source: str, output: str, opset: int, task: str | None, dims: Mapping[str, str], seed: int,
-    as_json: bool,
+    source: str, output: str, opset: int, task: str | None, inputs: str | None, dynamic: Mapping[str, str],
+    trust_code: bool, dims: Mapping[str, str], seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
     SOURCE is package.module:callable (imported with the current folder on the path; the callable returns
-    (module, example inputs) or (module, example inputs, dynamic)), or a Hugging Face folder with a text
-    encoder or a sequence classifier. Both are run and compared at several sizes of every dynamic dim.
+    (module, example inputs) or (module, example inputs, dynamic)), a Hugging Face folder, or an .onnx file,
+    which is moved to the opset. It is run and compared with its export at several sizes of every dynamic dim.
 
     \b
     burnish export my_models:build -o model.onnx
@@ -41,8 +47,13 @@ def export(
     ranges = {name: _range(name, text) for name, text in dims.items()}
     from burnish.api import export as run
 
+    if trust_code:
+        click.echo(f"--trust-code: loading {source} runs the code inside it, if there is any.", err=True)
     with console(as_json=True).status(f"Exporting {source}"):
-        artifact = run(source, output=output, opset=opset, task=task, ranges=ranges, seed=seed)
+        artifact = run(
+            source, inputs, dynamic=_axes(dynamic), output=output, opset=opset, task=task, ranges=ranges,
+            seed=seed, trust_code=trust_code,
+        )  # fmt: skip
     if as_json:
         emit({"output": output, "inputs": artifact.manifest.inputs, "outputs": artifact.manifest.outputs,
               "dims": artifact.manifest.dims, "receipts": artifact.manifest.receipts})  # fmt: skip
@@ -54,6 +65,16 @@ def _range(name: str, text: str) -> tuple[int, int | None]:
     if not (colon and low.isdecimal() and (high.isdecimal() or not high)):
         raise click.BadParameter(f"{name}={text} is not NAME=MIN:MAX.", param_hint="--dim")
     return int(low), int(high) if high else None
+
+
+def _axes(named: Mapping[str, str]) -> dict[str, dict[int, str]] | None:
+    found: dict[str, dict[int, str]] = {}
+    for place, name in named.items():
+        given, dot, axis = place.rpartition(".")
+        if not (dot and given and axis.isdecimal()):
+            raise click.BadParameter(f"{place}={name} is not INPUT.AXIS=NAME.", param_hint="--dynamic")
+        found.setdefault(given, {})[int(axis)] = name
+    return found or None
 
 
 def _report(artifact: Artifact, output: str, *, as_json: bool) -> None:
