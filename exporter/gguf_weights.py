@@ -88,7 +88,7 @@ def read_rope_tensors(header: Header, buffer: Buffer) -> dict[str, np.ndarray]:
             continue
         if info.type_name != "F32" or len(info.shape) != 1:
             raise bad(
-                f"Tensor {name!r} of {header.name} is {info.type_name} {list(info.shape)}, not an F32 vector.",
+                f"Tensor {name!r} of {header.name} is {info.type_name} {list(info.shape)}, not F32 [n].",
                 "The file is damaged; download or convert it again.",
                 "GGUF_TENSORS",
             )

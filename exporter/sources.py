@@ -1,4 +1,4 @@
-"""What `burnish export` takes: `package.module:callable`, a Hugging Face folder, a GGUF file, or a module itself."""
+"""What `burnish export` takes: `package.module:callable`, a Hugging Face folder, a GGUF file, or a module."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small GGUF files as llama.cpp's converter writes them, made from transformers modules with random weights."""
+"""Small GGUF files as llama.cpp's converter writes them, from transformers modules with random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def byte_letter(byte: int) -> str:
 
 
 def byte_level(pre: str = "smollm") -> dict[str, Any]:
-    """Tokenizer metadata of the kind `gpt2`: every byte, a few merges, two control tokens, one of the user."""
+    """Tokenizer metadata of the kind `gpt2`: bytes, a few merges, control tokens, one of the user."""
     letters = [byte_letter(byte) for byte in range(256)]
     merges = ["t h", "th e", "Ġ the", "i n", "Ġ a", "1 9", "19 8", "e r", "Ġ in"]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>"]
@@ -46,7 +46,8 @@ def sentencepiece() -> dict[str, Any]:
         "ggml.model": "llama", "ggml.tokens": tokens,
         "ggml.scores": [0.0] * 259 + [-float(i) for i in range(len(tokens) - 259)],
         "ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * (len(tokens) - 259),
-        "ggml.bos_token_id": 1, "ggml.eos_token_id": 2, "ggml.unknown_token_id": 0, "ggml.add_bos_token": True,
+        "ggml.bos_token_id": 1, "ggml.eos_token_id": 2, "ggml.unknown_token_id": 0,
+        "ggml.add_bos_token": True,
         "chat_template": "{{ bos_token }}{% for m in messages %}[{{ m['content'] }}]{% endfor %}",
     }  # fmt: skip
 

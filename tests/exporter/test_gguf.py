@@ -211,9 +211,11 @@ def test_missing_metadata_is_named(make_gguf: MakeGguf, key: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("attention.head_count", 0), ("attention.head_count", 7), ("attention.layer_norm_rms_epsilon", float("nan")),
+        ("attention.head_count", 0), ("attention.head_count", 7),
+        ("attention.layer_norm_rms_epsilon", float("nan")),
         ("rope.freq_base", -1.0), ("rope.dimension_count", 4), ("rope.scaling.type", "spiral"),
-        ("expert_count", 8), ("attention.value_length", 8), ("block_count", "two"), ("attention.causal", False),
+        ("expert_count", 8), ("attention.value_length", 8), ("block_count", "two"),
+        ("attention.causal", False),
         ("attention.head_count", [4, 2]), ("logit_scale", 0.5), ("context_length", 2**32 - 1),
     ],
 )  # fmt: skip

@@ -23,8 +23,10 @@ from burnish.exporter.quiet import quiet  # noqa: E402
 MakeGguf = Callable[..., tuple[Path, Any]]
 
 TEXTS = [
-    "the cat in the hat", "  leading and   inner  spaces", "", "The END.\n\nAnother\tline\r\n", "naïve café 日本語 🙂",
-    "<|im_start|>user\nhi<|im_end|>", "a <think>deep</think> thought", "isn't it? I'll say: \"no\"", "x" * 300,
+    "the cat in the hat", "  leading and   inner  spaces", "", "The END.\n\nAnother\tline\r\n",
+    "naïve café 日本語 🙂",
+    "<|im_start|>user\nhi<|im_end|>", "a <think>deep</think> thought", "isn't it? I'll say: \"no\"",
+    "x" * 300,
     "</s><s>[INST] the [/INST]", "<0x41> is A", "▁ under ▁the",
 ]  # fmt: skip
 NUMBERS = ["in 1984 there were 12,345.67", "198 1 19 00"]
