@@ -19,11 +19,12 @@ class _Format(NamedTuple):
 
 
 _EXPORT: Final = "Export the model to ONNX, and give that file."
+_GGUF: Final = "Export it first: burnish export FILE.gguf -o OUT."
 _WEIGHTS: Final = "It holds weights without a graph; export the model that uses them to ONNX."
 _PICKLE: Final = "burnish never opens pickles, as they run code: load it yourself and use `burnish export`."
 _UNPACK: Final = "Unpack it, and give the .onnx file inside."
 _FORMATS: Final = (
-    _Format(0, b"GGUF", "a GGUF file", _WEIGHTS),
+    _Format(0, b"GGUF", "a GGUF file", _GGUF),
     _Format(0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", _EXPORT),
     _Format(2, b"\0\0TFL3", "a TFLite model", "Convert it with tf2onnx, and give the .onnx file."),
     _Format(2, b"\0\0ORTM", "a model in onnxruntime's .ort format", "Give the .onnx it was made from."),

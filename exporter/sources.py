@@ -1,4 +1,4 @@
-"""What `burnish export` takes: `package.module:callable`, a Hugging Face folder, or a module itself."""
+"""What `burnish export` takes: `package.module:callable`, a Hugging Face folder, a GGUF file, or a module."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def resolve(
     Args:
         source: `package.module:callable`, imported with the current folder on the path, whose callable
             returns `(module, inputs)` or `(module, inputs, dynamic)`; or a Hugging Face folder with
-            config.json and safetensors weights; or a `torch.nn.Module` or `torch.export.ExportedProgram`.
+            config.json and safetensors weights; or a GGUF file; or a `torch.nn.Module` or
+            `torch.export.ExportedProgram`.
         inputs: example inputs, or the path of a `.npz` file with them; only with a module or a program.
         task: see `burnish.exporter.tasks.TASKS`; only with a folder, whose configuration says it by default.
         last_logits_only: of a language model: `logits` of each row's last token only.
@@ -62,11 +63,22 @@ def resolve(
         from burnish.exporter.huggingface import load_folder
 
         return load_folder(path, task, last_logits_only=last_logits_only, trust_code=trust_code)
+    if path.suffix.lower() == ".gguf" or path.is_file():
+        from burnish.exporter.gguf import gguf_source, is_gguf
+
+        if is_gguf(path):
+            _only_generation(task)
+            return gguf_source(path, last_logits_only=last_logits_only)
     if _CALLABLE.fullmatch(text):
         if task is not None:
             raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
         return _from_callable(text)
     raise _unknown(text, path)
+
+
+def _only_generation(task: str | None) -> None:
+    if task not in (None, "text-generation"):
+        raise _bad("A GGUF file is for text-generation only.", "Leave the task out.")
 
 
 def _module(module: Any, inputs: Any) -> TorchSource:
@@ -79,7 +91,7 @@ def _module(module: Any, inputs: Any) -> TorchSource:
     if not isinstance(module, torch.nn.Module):
         raise _bad(
             f"Cannot export a {type(module).__name__}.",
-            "Give a torch.nn.Module, package.module:callable, or a Hugging Face folder.",
+            "Give a torch.nn.Module, package.module:callable, a Hugging Face folder or a GGUF file.",
         )
     if inputs is None:
         raise ExportError(
@@ -192,7 +204,9 @@ def _unknown(text: str, path: Path) -> ExportError:
     if path.suffix == ".safetensors":
         return _bad(f"{text!r} holds weights only.", "Give its folder, with config.json beside the weights.")
     if path.suffix == ".py" or path.is_file():
-        return _bad(f"{text!r} is a file.", "Give package.module:callable, or a Hugging Face folder.")
+        return _bad(
+            f"{text!r} is a file.", "Give package.module:callable, a Hugging Face folder or a GGUF file."
+        )
     parent = path.parent if path.parent.is_dir() else Path()
     folders = [str(each) for each in parent.iterdir() if each.is_dir() and each.name[0] != "."]
     hint = nearest(text, folders) if folders else ""
