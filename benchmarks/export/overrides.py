@@ -1,0 +1,13 @@
+"""What the rules of `shrink` cannot know about a configuration: widths that follow from others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "mamba2": {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "expand": 2},
+    "nemotron": {"num_key_value_heads": 2},
+}
+"""Fields by model type."""
