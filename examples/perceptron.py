@@ -64,7 +64,7 @@ def main() -> None:
             output_names=["logits"], output=folder,
         ),
         [{"pixels": flat[held_out + at : held_out + at + 32]} for at in range(0, 256, 32)],
-        output,
+        output, measured=False,
     )  # fmt: skip
     test = [({"pixels": flat[:held_out]}, labels[:held_out])]
     compare(

@@ -64,7 +64,8 @@ def compare(
         Row(way.name, way.size / 1e3, metric[1](way), p50 := times[way.name].p50_ms, base / p50)
         for way in ways
     ]
-    result = Result(title, metric[0], timed[0], tuple(rows), tuple(remarks))
+    notes = (*remarks, *(f"{ways[-1].name}: {note}" for note in ways[-1].notes))
+    result = Result(title, metric[0], timed[0], tuple(rows), notes)
     (folder / "result.json").write_bytes(msgspec.json.format(msgspec.json.encode(result)) + b"\n")
     show(result)
     return result

@@ -29,8 +29,8 @@ class Way:
     """Inputs by name -> outputs by name."""
     size: int
     """Bytes: of the weights in torch, of the file otherwise."""
-    path: Path | None = None
-    """The `.onnx` file."""
+    notes: tuple[str, ...] = ()
+    """What the last receipts say: what stayed float, and which ops onnxruntime executes."""
 
 
 def convert(
@@ -40,7 +40,7 @@ def convert(
     folder: Path,
     *,
     scheme: str = "static",
-    name: str = "logits",
+    measured: bool = True,
 ) -> list[Way]:
     """Export, optimise and quantise into three folders below `folder`, and load each.
 
@@ -50,7 +50,7 @@ def convert(
         calibration: training samples, for the ranges of activations; unused where the scheme is dynamic.
         folder: gets `exported`, `optimised` and `int8`, instead of older ones.
         scheme: of the quantisation.
-        name: what torch's only output is called, where the module returns a tensor.
+        measured: leave in float what is not faster in int8; otherwise all is int8, to be small.
     """
     exported, optimised, int8 = (folder / each for each in ("exported", "optimised", "int8"))
     for each in (exported, optimised, int8):
@@ -59,29 +59,30 @@ def convert(
     export(exported)
     burnish.optimize(exported, output=optimised)
     data = calibration if scheme == "static" else None
-    burnish.quantize(optimised, scheme=scheme, data=data, output=int8)
-    return [in_torch(module, name), *map(loaded, (exported, optimised, int8))]
+    burnish.quantize(optimised, scheme=scheme, data=data, output=int8, measured=measured)
+    return [in_torch(module), *map(loaded, (exported, optimised, int8))]
 
 
-def in_torch(module: torch.nn.Module, name: str = "logits") -> Way:
-    """The module itself, in eval mode, as a function of numpy arrays."""
+def in_torch(module: torch.nn.Module) -> Way:
+    """The module itself, in eval mode; it returns logits."""
     torch.set_num_threads(THREADS)
     module.eval()
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            found = module(**{key: torch.from_numpy(array) for key, array in feeds.items()})
-        found = {name: found} if isinstance(found, torch.Tensor) else found
-        return {key: tensor.numpy() for key, tensor in found.items()}
+            logits = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
+        return {"logits": logits.numpy()}
 
     return Way("torch", run, size_of(module))
 
 
 def loaded(folder: Path) -> Way:
     """An artifact, ready to run."""
-    files = [path for path in folder.iterdir() if path.name.startswith("model.onnx")]
-    session = burnish.load(folder, threads=THREADS, options=IN_TURNS)
-    return Way(folder.name, session, sum(path.stat().st_size for path in files), folder / "model.onnx")
+    artifact = burnish.Artifact.open(folder)
+    size = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+    told = [r for r in artifact.manifest.receipts if r.step.startswith("quantize") or r.step == "deployed"]
+    session = burnish.load(artifact, threads=THREADS, options=IN_TURNS)
+    return Way(folder.name, session, size, tuple(note for receipt in told[-2:] for note in receipt.notes))
 
 
 def size_of(module: torch.nn.Module) -> int:
