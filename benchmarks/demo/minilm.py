@@ -46,7 +46,7 @@ class Classifier(torch.nn.Module):  # type: ignore[misc]
 
     def embed(self, input_ids: Any, attention_mask: Any) -> Any:
         """Sentence embeddings [batch, 384] of tokens [batch, sequence], as sentence-transformers has them."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)["last_hidden_state"]
         kept = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * kept).sum(1) / kept.sum(1).clamp(min=1e-9)
         return torch.nn.functional.normalize(mean, dim=-1)
@@ -58,11 +58,11 @@ class Classifier(torch.nn.Module):  # type: ignore[misc]
 
 @final
 class Tokens:
-    """Texts as model inputs: cut at LENGTH tokens, padded to the longest of a batch."""
+    """Texts as model inputs: cut at so many tokens, padded to the longest of a batch."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, length: int = LENGTH) -> None:
         self._tokenizer = Tokenizer.from_file(str(path))
-        self._tokenizer.enable_truncation(LENGTH)
+        self._tokenizer.enable_truncation(length)
         self._tokenizer.enable_padding()
 
     def __call__(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
