@@ -26,6 +26,9 @@ _MAX_CONSTANT: Final = 1 << 24  # bytes of a constant mask that is looked into: 
 _COUNTS: Final = (ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.INT8)
 
 
+_NONE: Final = Dim()
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -56,7 +59,7 @@ class Atom:
     kind: Literal["causal", "window", "key"]
     view: View | None = None
     inverted: bool = False
-    slack: Dim = Dim()
+    slack: Dim = _NONE
 
 
 CAUSAL: Final = Atom("causal")
