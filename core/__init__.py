@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from burnish.loading import load as load
     from burnish.passes.recipe import Recipe as Recipe
     from burnish.runtime.session import Session as Session
+    from burnish.structure import diff as diff
     from burnish.target import Target as Target
 
 _HOMES: Final = {
@@ -28,6 +29,7 @@ _HOMES: Final = {
     "optimize": "burnish.api",
     "quantize": "burnish.api",
     "verify": "burnish.api",
+    "diff": "burnish.structure",
     "load": "burnish.loading",
     "Artifact": "burnish.artifact",
     "BurnishError": "burnish.errors",

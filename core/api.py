@@ -6,7 +6,6 @@ callables, and never lets a model out that was not checked.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,93 +14,25 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
-from burnish.artifact import Artifact
-from burnish.checking import DifferentialChecker, executed, model_file, runnable
+from burnish.checking import DifferentialChecker, executed, runnable
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
+from burnish.exporting import export as export
 from burnish.manifest import Manifest, Receipt
 from burnish.model import node_count, signature
 from burnish.passes.base import Numerics
 from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
-from burnish.runtime.reference import Reference
-from burnish.sources import ModelLike, Source, left_out, need_folder, need_output, open_source, write
+from burnish.sources import ModelLike, Source, left_out, need_output, open_source
 from burnish.target import Target, get_target
+from burnish.versions import versions
 from burnish.workbench import Workbench
 
 Samples = Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]
 """Feeds by input name; or a path of `.npz`/`.npy` files; or `random`."""
 
-_VERSIONED: Final = (
-    "burnish",
-    "numpy",
-    "onnx",
-    "onnx-ir",
-    "onnxscript",
-    "onnxruntime-gpu",
-    "onnxruntime",
-)
 _RANDOM_SAMPLES: Final = 16
 _CHECKED_LOSSY: Final = 8  # samples on which a lossy step is judged
-
-
-def export(
-    source: Any,
-    example_inputs: Any = None,
-    *,
-    dynamic: Any = None,
-    opset: int = 20,
-    output: str | os.PathLike[str] | None = None,
-    seed: int = 0,
-    **options: Any,
-) -> Artifact:
-    """Export a PyTorch model to ONNX, compared with PyTorch at several sizes of every dynamic dim.
-
-    Args:
-        source: a `torch.nn.Module`; `package.module:callable`, which returns a module and example inputs;
-            or a Hugging Face folder (text encoders and sequence classifiers).
-        example_inputs: a dict of tensors by parameter name, or a tuple; only with a module.
-        dynamic: `{"input_ids": {0: "batch", 1: ("sequence", 1, 512)}}`: the name, and perhaps the range,
-            of every dim that varies.
-        opset: 18 to 23.
-        output: where to write it: an `.onnx` file or a folder.
-        seed: of the random inputs on which it is compared.
-        options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`.
-
-    Returns:
-        The artifact, in memory or at `output`; its first receipt is the comparison.
-
-    Raises:
-        ExportError: the source cannot be used, or a dim does not stay dynamic.
-        MismatchError: the graph does not compute what the module computes (EXPORT_PARITY).
-        MissingDependencyError: torch or transformers is not installed.
-        OutputError: `output` cannot be written.
-    """
-    from burnish.exporter.parity import check_parity
-    from burnish.exporter.sources import resolve
-    from burnish.exporter.torch_export import export_module
-
-    if output is not None:
-        need_folder(Path(output))
-    torch_source = resolve(source, example_inputs, task=options.pop("task", None))
-    exported = export_module(
-        torch_source.module,
-        torch_source.inputs,
-        dynamic=dynamic or torch_source.dynamic,
-        opset=opset,
-        **options,
-    )
-    with model_file(exported.model) as graph:
-        receipt = check_parity(exported, Reference(graph), seed=seed)
-    notes = (*torch_source.notes, *receipt.notes, *left_out(torch_source.attachments, output))
-    manifest = msgspec.structs.replace(
-        exported.signature,
-        source=torch_source.description,
-        receipts=(msgspec.structs.replace(receipt, notes=notes),),
-        versions=versions(("torch", "transformers")),
-    )
-    artifact = Artifact.create(exported.model, manifest, torch_source.attachments)
-    return artifact if output is None else write(artifact, Path(output))
 
 
 def optimize(
@@ -298,17 +229,6 @@ def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], tar
 def _is_bound(domain: str) -> bool:
     """Ops outside the standard run only where the target's runtime has a kernel."""
     return domain not in ("", "ai.onnx")
-
-
-def versions(more: Sequence[str] = ()) -> dict[str, str]:
-    """Installed versions of what takes part in making an artifact, and of `more` packages."""
-    found = {}
-    for name in (*_VERSIONED, *more):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:

@@ -101,11 +101,16 @@ class Artifact:
 
     @classmethod
     def _open_folder(cls, folder: Path) -> Self:
-        manifest = _decoded(_read_manifest(folder), folder / MANIFEST)
+        manifest = decoded_manifest(read_manifest(folder), folder / MANIFEST)
+        if manifest.parts:
+            raise ArtifactError(
+                f"'{shown(folder)}' holds {len(manifest.parts)} models: {', '.join(manifest.parts)}.",
+                f"Give one of them: {shown(folder / manifest.parts[0])}",
+            )
         if MODEL not in manifest.files:
             raise _missing(folder, MODEL, "is not listed in its burnish.json")
         for name, record in manifest.files.items():
-            _verify(folder, name, record)
+            verify_file(folder, name, record)
         model = check_model_file(folder / MODEL)
         for name in model.data.keys() - manifest.files.keys():
             raise _mismatch(folder, name, "holds weights, but burnish.json has no hash of it")
@@ -175,14 +180,20 @@ class Artifact:
         if target.suffix == ".onnx":
             save_model(self.model, target, self.manifest)
             return Artifact.from_onnx(target)
-        with staged_folder(target, owned=_owned(target)) as stage:
-            records = dict(self._write(stage))
-            manifest = msgspec.structs.replace(self.manifest, files=records)
-            if seconds := _seconds(self.manifest, timings):
-                write_file(stage / TIMINGS, seconds)
-            write_file(stage / MANIFEST, encode(manifest))
+        with staged_folder(target, owned=owned_files(target)) as stage:
+            self.fill(stage, timings=timings)
+        manifest = decoded_manifest(read_manifest(target), target)
         others = {name: target / name for name in self.attachments}
-        return Artifact(_decoded(encode(manifest), target), target, target / MODEL, others)
+        return Artifact(manifest, target, target / MODEL, others)
+
+    def fill(self, stage: Path, *, timings: Mapping[str, float] | None = None) -> dict[str, FileRecord]:
+        """Write everything into an empty folder, manifest last; return what has a hash, manifest included."""
+        records = dict(self._write(stage))
+        manifest = encode(msgspec.structs.replace(self.manifest, files=records))
+        if seconds := _seconds(self.manifest, timings):
+            write_file(stage / TIMINGS, seconds)
+        write_file(stage / MANIFEST, manifest)
+        return records | {MANIFEST: record_of([manifest])}
 
     def _write(self, stage: Path) -> Iterator[tuple[str, FileRecord]]:
         """Write everything that has a hash, model first; yield the records in order of name."""
@@ -198,13 +209,13 @@ class Artifact:
         contents |= self.attachments
         for name in sorted(contents):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            chunks = _Hashed(_chunks(name, contents[name]))
+            chunks = hashed(chunks_of_data(name, contents[name]))
             write_file(stage / name, chunks)
             yield name, chunks.record
 
 
 @final
-class _Hashed:
+class hashed:  # noqa: N801 - used as a function
     """Chunks on their way to a file, measured as they pass."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
@@ -218,10 +229,16 @@ class _Hashed:
 
     @property
     def record(self) -> FileRecord:
+        """Size and sha256 of what has passed."""
         return FileRecord(self._size, self._digest.hexdigest())
 
 
-def _chunks(name: str, data: Data | Path) -> Iterator[bytes]:
+def chunks_of_data(name: str, data: Data | Path) -> Iterator[bytes]:
+    """The bytes of an attachment or of what was made, in pieces.
+
+    Raises:
+        ArtifactError: a file cannot be read (ARTIFACT_MISSING).
+    """
     if isinstance(data, bytes):
         yield data
     elif isinstance(data, Path):
@@ -248,13 +265,14 @@ def _seconds(manifest: Manifest, timings: Mapping[str, float] | None) -> bytes:
     return msgspec.json.format(msgspec.json.encode(found), indent=2) if found else b""
 
 
-def _owned(folder: Path) -> frozenset[str]:
+def owned_files(folder: Path) -> frozenset[str]:
     """The files that a new artifact may replace: those of an artifact that is there already."""
     try:
-        listed = _decoded(_read_manifest(folder), folder / MANIFEST).files
+        listed = decoded_manifest(read_manifest(folder), folder / MANIFEST).files
     except ArtifactError:
         return frozenset()
-    return frozenset({*listed, MANIFEST, TIMINGS})
+    inner = {f"{name.rpartition('/')[0]}/{TIMINGS}" for name in listed if name.endswith(f"/{MANIFEST}")}
+    return frozenset({*listed, *inner, MANIFEST, TIMINGS})
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
@@ -265,7 +283,12 @@ def _identity(folder: Path) -> tuple[int, int] | None:
     return info.st_dev, info.st_ino
 
 
-def _read_manifest(folder: Path) -> bytes:
+def read_manifest(folder: Path) -> bytes:
+    """The bytes of a folder's manifest.
+
+    Raises:
+        ArtifactError: there is none that can be read (ARTIFACT_MISSING).
+    """
     try:
         with open_inside(folder, PurePosixPath(MANIFEST)) as file:
             return file.read(_MANIFEST_BYTES + 1)
@@ -282,7 +305,12 @@ class _Version(msgspec.Struct):
     format: int = FORMAT
 
 
-def _decoded(data: bytes, path: Path) -> Manifest:
+def decoded_manifest(data: bytes, path: Path) -> Manifest:
+    """The manifest in those bytes; `path` is for the message.
+
+    Raises:
+        ArtifactError: ARTIFACT_MANIFEST.
+    """
     try:
         if len(data) > _MANIFEST_BYTES:
             raise msgspec.DecodeError(f"it has more than {_MANIFEST_BYTES} bytes")
@@ -301,7 +329,12 @@ def _decoded(data: bytes, path: Path) -> Manifest:
     return manifest
 
 
-def _verify(folder: Path, name: str, record: FileRecord) -> None:
+def verify_file(folder: Path, name: str, record: FileRecord) -> None:
+    """Compare a file of the folder with its size and sha256.
+
+    Raises:
+        ArtifactError: ARTIFACT_MISSING or ARTIFACT_HASH.
+    """
     try:
         with open_inside(folder, PurePosixPath(name)) as file:
             size = os.fstat(file.fileno()).st_size
@@ -334,7 +367,7 @@ def _sidecar(path: Path, data: Mapping[str, int]) -> Manifest | None:
     beside = sidecar_path(path)
     try:
         with open_regular(beside, follow=True) as file:
-            manifest = _decoded(file.read(_MANIFEST_BYTES + 1), beside)
+            manifest = decoded_manifest(file.read(_MANIFEST_BYTES + 1), beside)
     except OSError:
         return None
     with open_regular(path, follow=True) as file:

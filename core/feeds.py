@@ -1,7 +1,8 @@
 """Random inputs that respect what each input means, on several assignments of the dynamic dims.
 
-Token ids stay inside the vocabulary; masks are 0/1 with padding on the right and at least one 1 a row;
-positions count up. The same seed gives the same arrays on every machine.
+Token ids stay inside the vocabulary; masks are 0/1 with padding on the right and at least one 1 a row (where
+they cover a past, as a decoder's do, the padding is the oldest of it); positions count up. The same seed
+gives the same arrays on every machine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 import ml_dtypes
 import numpy as np
 
+from burnish.dim_sums import names_of, parts_of, size_of
 from burnish.errors import InputError, nearest
 from burnish.manifest import DimRange, TensorSpec
 
@@ -39,9 +41,12 @@ def dtype_of(name: str) -> np.dtype[np.generic]:
 
 
 def dynamic_dims(specs: Sequence[TensorSpec]) -> list[str]:
-    """Names of the dynamic dims, in order of appearance; an unnamed one is called `INPUT.AXIS`."""
-    names = (name for spec in specs for name in _dim_names(spec) if isinstance(name, str))
-    return list(dict.fromkeys(names))
+    """Names of the dynamic dims, in order of appearance; an unnamed one is called `INPUT.AXIS`.
+
+    A dim that is a sum of others (`past + sequence`) is not among them, its parts are.
+    """
+    dims = (dim for spec in specs for dim in _dim_names(spec) if isinstance(dim, str))
+    return list(dict.fromkeys(name for dim in dims for name in names_of(dim)))
 
 
 def assignments(
@@ -53,8 +58,9 @@ def assignments(
     """Four assignments: batch 1, 2, 3 crossed with lengths that include 1, kept in range.
 
     Batch-like dims go 1, 2, 3, 1 while the others go through `sizes`, shifted against each other so that
-    two dims are not always equal; where every dim is a batch they go 1, 2, 3, 4. Ranges may leave fewer. A
-    model without dynamic dims has one assignment: `{}`.
+    two dims are not always equal; where every dim is a batch they go 1, 2, 3, 4; a dim that may be 0 (the
+    past of a decoder) is so first. Ranges may leave fewer. A model without dynamic dims has one
+    assignment: `{}`.
     """
     names = dynamic_dims(specs)
     if not names:
@@ -67,6 +73,10 @@ def assignments(
             name: batches[step % 4] if _BATCH.search(name) else sizes[next(others) % len(sizes)]
             for name in names
         }
+        if step == 0:
+            wanted |= {
+                name: 0 for name, allowed in (dims or {}).items() if name in wanted and not allowed.min
+            }
         result.append({name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()})
     return [a for i, a in enumerate(result) if a not in result[:i]]
 
@@ -108,7 +118,13 @@ def make_feeds(
         InputError: an input has an unknown rank, or a dynamic dim without a size in `assignment`.
     """
     rng = np.random.default_rng(seed)
-    return {spec.name: np.asarray(_array(spec, shape_at(spec, assignment), rng)) for spec in specs}
+    feeds = {}
+    for spec in specs:
+        shape = shape_at(spec, assignment)
+        past = _past(spec, assignment) if spec.meaning == "mask" else 0
+        array = _left_padded(shape, past, rng) if past else _array(spec, shape, rng)
+        feeds[spec.name] = np.asarray(array).astype(dtype_of(spec.dtype), copy=False)
+    return feeds
 
 
 def shape_at(spec: TensorSpec, assignment: Mapping[str, int]) -> tuple[int, ...]:
@@ -121,18 +137,29 @@ def shape_at(spec: TensorSpec, assignment: Mapping[str, int]) -> tuple[int, ...]
         raise InputError(
             f"Input {spec.name!r} has an unknown rank.", "Give its data instead of random values."
         )
-    missing = [n for n in _dim_names(spec) if isinstance(n, str) and n not in assignment]
-    if missing:
+    return tuple(n if isinstance(n, int) else _size(n, spec, assignment) for n in _dim_names(spec))
+
+
+def _size(dim: str, spec: TensorSpec, assignment: Mapping[str, int]) -> int:
+    size = size_of(dim, assignment)
+    if size is None:
+        missing = next(name for name in names_of(dim) if name not in assignment)
         raise InputError(
-            f"Dim {missing[0]!r} of input {spec.name!r} has no size.",
-            f"Give one, such as {missing[0]}=8.",
+            f"Dim {missing!r} of input {spec.name!r} has no size.", f"Give one, such as {missing}=8."
         )
-    return tuple(n if isinstance(n, int) else assignment[n] for n in _dim_names(spec))
+    return size
 
 
 def _dim_names(spec: TensorSpec) -> Iterator[int | str]:
     for axis, dim in enumerate(spec.shape or ()):
         yield f"{spec.name}.{axis}" if dim is None else dim
+
+
+def _past(spec: TensorSpec, assignment: Mapping[str, int]) -> int:
+    """The size of what comes before the current tokens: of the first part, where the last dim is a sum."""
+    last = spec.shape[-1] if spec.shape else None
+    parts = parts_of(last) if isinstance(last, str) else ()
+    return assignment.get(parts[0], 0) if parts else 0
 
 
 def _clamp(size: int, allowed: DimRange | None) -> int:
@@ -164,6 +191,13 @@ def _right_padded(shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarra
     lengths = np.atleast_1d(lengths)
     lengths.reshape(-1)[:1] = length
     return (np.arange(length) < lengths.reshape(*shape[:-1], 1)).reshape(shape)
+
+
+def _left_padded(shape: tuple[int, ...], most: int, rng: np.random.Generator) -> np.ndarray:
+    """Rows of ones with up to `most` zeros on the left, which no current token is; the first row is full."""
+    padding = np.atleast_1d(rng.integers(0, most + 1, shape[:-1]))
+    padding.reshape(-1)[:1] = 0
+    return (np.arange(shape[-1]) >= padding.reshape(*shape[:-1], 1)).reshape(shape)
 
 
 def _values(dtype: np.dtype[np.generic], shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

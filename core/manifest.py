@@ -85,6 +85,8 @@ class Manifest(msgspec.Struct, frozen=True, omit_defaults=True):
     source: str = ""
     """Where the model came from, in words."""
     versions: dict[str, str] = {}
+    parts: tuple[str, ...] = ()
+    """Of a bundle: the folders of its artifacts. It has no inputs and outputs of its own."""
     files: dict[str, FileRecord] = {}
     """Every file of the artifact but the manifest, by its relative path."""
     format: int = FORMAT

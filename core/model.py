@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
+from burnish.dim_sums import names_of
 from burnish.errors import ModelError, shown
 from burnish.files import Data, write_together
 from burnish.graph_check import validate
@@ -110,7 +111,8 @@ def signature(model: ir.Model, known: Manifest | None = None) -> Manifest:
     """
     inputs = tuple(_input(value, known) for value in model.graph.inputs if not value.is_initializer())
     outputs = tuple(_spec(value) for value in model.graph.outputs)
-    used = {dim for spec in (*inputs, *outputs) for dim in spec.shape or () if isinstance(dim, str)}
+    found = {dim for spec in (*inputs, *outputs) for dim in spec.shape or () if isinstance(dim, str)}
+    used = {name for dim in found for name in names_of(dim)}
     dims = {name: range_ for name, range_ in (known.dims if known else {}).items() if name in used}
     return Manifest(
         inputs=inputs,
@@ -184,9 +186,14 @@ def histogram(model: ir.Model) -> dict[str, int]:
     """How many nodes of each op (`domain::Op` outside ai.onnx), most frequent first."""
     counts: dict[str, int] = {}
     for node in _all_nodes(model):
-        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        name = op_name(node)
         counts[name] = counts.get(name, 0) + 1
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def op_name(node: ir.Node) -> str:
+    """The op of a node, as `domain::Op` outside ai.onnx."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
 def _all_nodes(model: ir.Model) -> Iterable[ir.Node]:

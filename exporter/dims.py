@@ -11,11 +11,13 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
+from burnish.dim_sums import names_of, parts_of, size_of
 from burnish.errors import ExportError, nearest
 from burnish.manifest import DimRange
 
 DimSpec = Any
-"""A name, `(name, min, max)` with max None for no bound, or a `torch.export.Dim`."""
+"""A name, `(name, min, max)` with max None for no bound, a `torch.export.Dim`, or a sum of named dims
+(`past_sequence + sequence`)."""
 
 Dynamic = Mapping[str, Mapping[int, DimSpec]]
 """For each input, the dim at each dynamic axis: `{"input_ids": {0: "batch", 1: ("sequence", 1, 512)}}`."""
@@ -36,6 +38,11 @@ class Axis:
     promised: bool
     """The range was given (so a narrower one is an error), not assumed."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The terms, where the dim is a sum of others."""
+        return parts_of(self.name)
+
 
 def read_axes(
     dynamic: Dynamic | None,
@@ -52,11 +59,13 @@ def read_axes(
         for name, specs in (dynamic or {}).items()
         for index, spec in specs.items()
     ]
-    known = dict.fromkeys(axis.name for axis in axes)
+    known = dict.fromkeys(axis.name for axis in axes if not axis.parts)
+    _need_parts(axes, known)
     for name in ranges or {}:
         if name not in known:
             raise _bad(f"No dynamic dim is named {name!r}.", nearest(name, known))
     agreed = {name: _agree(name, axes, (ranges or {}).get(name)) for name in known}
+    agreed |= {axis.name: (axis.allowed, False) for axis in axes if axis.parts}
     return tuple(
         dataclasses.replace(axis, allowed=agreed[axis.name][0], promised=agreed[axis.name][1])
         for axis in axes
@@ -70,7 +79,10 @@ def example_sizes(axes: Sequence[Axis], shapes: Mapping[str, Sequence[int]]) -> 
         ExportError: a dim has different sizes in two inputs, or one outside its range (EXPORT_DYNAMIC).
     """
     chosen: dict[str, int] = {}
+    sums = [axis for axis in axes if axis.parts]
     for axis in axes:
+        if axis.parts:
+            continue
         size = shapes[axis.input][axis.axis]
         given = {shapes[other.input][other.axis] for other in axes if other.name == axis.name}
         if len(given) > 1:
@@ -80,17 +92,28 @@ def example_sizes(axes: Sequence[Axis], shapes: Mapping[str, Sequence[int]]) -> 
             )
         if axis.name not in chosen:
             chosen[axis.name] = _free_size(size, axis.allowed, set(chosen.values()))
-    return chosen
+    return chosen | _sums(sums, chosen)
 
 
 def other_sizes(axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, int]:
     """Another size for each dim, where its range allows one, unlike every other size of either kind."""
     chosen: dict[str, int] = {}
     for axis in axes:
-        if axis.name not in chosen:
+        if axis.name not in chosen and not axis.parts:
             size, taken = sizes[axis.name], {*sizes.values(), *chosen.values()}
             chosen[axis.name] = _free_size(size, axis.allowed, taken)
-    return chosen
+    return chosen | _sums([axis for axis in axes if axis.parts], chosen)
+
+
+def _sums(axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, int]:
+    return {axis.name: size_of(axis.name, sizes) or 0 for axis in axes}
+
+
+def _need_parts(axes: Sequence[Axis], known: Mapping[str, object]) -> None:
+    for axis in axes:
+        unknown = [name for name in names_of(axis.name) if axis.parts and name not in known]
+        if unknown:
+            raise _bad(f"Dim {axis.name!r} adds {unknown[0]!r}, which is no dim.", nearest(unknown[0], known))
 
 
 def _axis(name: str, index: int, spec: DimSpec, shapes: Mapping[str, Sequence[int]]) -> Axis:
@@ -100,7 +123,7 @@ def _axis(name: str, index: int, spec: DimSpec, shapes: Mapping[str, Sequence[in
     if not -rank <= index < rank:
         raise _bad(f"Input {name!r} has no axis {index}.", f"It has {rank} axes, counted from 0.")
     dim, allowed, promised = _read(spec)
-    if not dim.isidentifier():
+    if not dim.isidentifier() and not parts_of(dim):
         raise _bad(f"{dim!r} cannot name a dim.", "Use letters, digits and _, such as batch.")
     return Axis(name, index % rank, dim, allowed, promised)
 

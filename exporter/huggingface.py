@@ -1,114 +1,78 @@
-"""A Hugging Face folder (config.json, safetensors weights, tokenizer) as a module with example inputs.
+"""A Hugging Face folder (config.json, safetensors weights, tokenizer) as one or several modules to export.
 
-Text encoders and sequence classifiers. Nothing is downloaded and no code of the folder is run.
+What a model takes is read from the module, its configuration and its tokenizer, never from a list of
+architectures. Nothing is downloaded and no code of the folder is run.
 """
 
 from __future__ import annotations
 
-import inspect
-import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from burnish.errors import ExportError, nearest
+from burnish.errors import ExportError
+from burnish.exporter.causal import causal_source
 from burnish.exporter.dims import DimSpec
-from burnish.exporter.needs import need, torch
+from burnish.exporter.encoder_decoder import encoder_decoder_source
+from burnish.exporter.example_inputs import longest, make_examples, text_dims
+from burnish.exporter.folder import attachments_of, need_weights, read_config
+from burnish.exporter.modules import plain
+from burnish.exporter.needs import need
+from burnish.exporter.pooling import read_pooling, sentence_embedding
 from burnish.exporter.quiet import quiet
-from burnish.exporter.sources import TorchSource
+from burnish.exporter.source import TorchParts, TorchSource
+from burnish.exporter.tasks import Task, find_task, loader_of
 
-TASKS: Final = {
-    "feature-extraction": "AutoModel",
-    "text-classification": "AutoModelForSequenceClassification",
-}
-"""The transformers class that loads each task."""
-
-ATTACHED: Final = (
-    "added_tokens.json", "config.json", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json",
-    "spiece.model", "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt",
-)  # fmt: skip
-"""Files that go into the artifact: what turns text into inputs, and class numbers into names."""
-
-_INPUTS: Final = ("input_ids", "attention_mask")
-_BATCH, _LENGTH = 2, 16
-_CONFIG_LIMIT: Final = 2**20  # bytes; a config.json is a few kB
+_TOKENIZER: tuple[str, ...] = ("tokenizer_config.json", "tokenizer.json")
 
 
-def load_folder(folder: Path, task: str | None = None) -> TorchSource:
-    """Load a text encoder or a sequence classifier, in the type that its weights are stored in.
+def load_folder(
+    folder: Path, task: str | None = None, *, last_logits_only: bool = True
+) -> TorchSource | TorchParts:
+    """Load a model in the type that its weights are stored in.
 
     Args:
         folder: holds config.json and model.safetensors (or its shards with their index).
-        task: see `TASKS`; default: what the configuration's `architectures` says.
+        task: see `burnish.exporter.tasks.TASKS`; default: what the configuration's `architectures` says.
+        last_logits_only: of a language model: `logits` of each row's last token only.
 
     Raises:
         ExportError: a file is missing or the kind of model is not known (EXPORT_SOURCE); the weights are
-            a pickle (PICKLE_REFUSED).
+            a pickle (PICKLE_REFUSED); it runs on no inputs that can be made (EXPORT_INPUTS); its cache is
+            of an unknown kind (EXPORT_CACHE).
         MissingDependencyError: transformers is not installed.
     """
-    config = _read_config(folder)
-    _need_weights(folder)
-    task = _task(config, task)
-    transformers: Any = need("transformers")
+    config = read_config(folder)
+    need_weights(folder)
+    chosen = find_task(config, folder, task)
     with quiet():
-        module, notes = _load(getattr(transformers, TASKS[task]), folder)
-        names = _input_names(transformers, module, folder)
-    inputs = _examples(module, names)
-    dims: dict[int, DimSpec] = {0: ("batch", 1, None), 1: ("sequence", 1, _longest(module))}
-    return TorchSource(
-        module,
-        inputs,
-        dynamic=dict.fromkeys(inputs, dims),
-        attachments={name: folder / name for name in ATTACHED if (folder / name).is_file()},
-        description=f"Hugging Face folder {folder.resolve().name!r}, {type(module).__name__}, {task}",
-        notes=notes,
-    )
+        module, notes = _load(loader_of(chosen, config), folder)
+        wanted = _tokenizer_inputs(folder)
+    found = _source(module, chosen, folder, wanted, last_logits_only=last_logits_only)
+    description = f"Hugging Face folder {folder.resolve().name!r}, {type(module).__name__}, {chosen.name}"
+    return found.described(description, attachments_of(folder), notes)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise _bad(
-            f"{str(folder)!r} has no config.json.",
-            "Give a Hugging Face folder: config.json, model.safetensors, tokenizer files.",
-        )
-    try:
-        if path.stat().st_size > _CONFIG_LIMIT:
-            raise _bad(f"{str(path)!r} is too large for a configuration.", "Check the file.")
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise _bad(f"{str(path)!r} is not JSON: {error}.", "Download it again.") from error
-    if not isinstance(found, dict):
-        raise _bad(f"{str(path)!r} holds no configuration.", "Download it again.")
-    return found
+def _source(
+    module: Any, task: Task, folder: Path, wanted: list[str] | None, *, last_logits_only: bool
+) -> TorchSource | TorchParts:
+    if task.form == "decoder":
+        return causal_source(module, last_logits_only=last_logits_only)
+    if task.form == "encoder-decoder" and getattr(module.config, "is_encoder_decoder", False):
+        return encoder_decoder_source(module, last_logits_only=last_logits_only)
+    examples = make_examples(module, wanted)
+    dynamic = {name: _within(module, dims) for name, dims in examples.dynamic.items()}
+    if task.form == "embedding":
+        pooled = sentence_embedding(module, read_pooling(folder), list(examples.inputs))
+        return TorchSource(pooled, examples.inputs, dynamic)
+    return TorchSource(plain(module, list(examples.inputs)), examples.inputs, dynamic)
 
 
-def _need_weights(folder: Path) -> None:
-    if any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
-        return
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if pickles:
-        raise ExportError(
-            f"The weights {pickles[0]!r} are a pickle: loading it runs the code inside.",
-            "Convert them with save_pretrained(..., safe_serialization=True) where you trust them.",
-            code="PICKLE_REFUSED",
-        )
-    raise _bad(f"{str(folder)!r} has no model.safetensors.", "Download the weights too.")
-
-
-def _task(config: dict[str, Any], task: str | None) -> str:
-    if task is not None:
-        if task not in TASKS:
-            raise _bad(f"No task named {task!r}.", nearest(task, TASKS))
-        return task
-    architectures = [str(name) for name in config.get("architectures") or ()]
-    if any(name.endswith("ForSequenceClassification") for name in architectures):
-        return "text-classification"
-    if all("For" not in name or name.endswith("ForMaskedLM") for name in architectures):
-        return "feature-extraction"
-    raise _bad(
-        f"{architectures[0]} is neither a text encoder nor a sequence classifier.",
-        "Write a function that returns (module, inputs), and export package.module:function.",
-    )
+def _within(module: Any, dims: Mapping[int, DimSpec]) -> dict[int, DimSpec]:
+    """The dims with the length that the position table allows."""
+    if dims == text_dims(module.config):
+        return {**dims, 1: ("sequence", 1, _longest(module))}
+    return dict(dims)
 
 
 def _load(loader: Any, folder: Path) -> tuple[Any, tuple[str, ...]]:
@@ -140,40 +104,24 @@ def _from_pretrained(loader: Any, folder: Path, options: dict[str, Any]) -> tupl
     return module.eval(), frozenset(info["missing_keys"])
 
 
-def _input_names(transformers: Any, module: Any, folder: Path) -> list[str]:
-    """What the tokenizer makes and `forward` takes, in the order of `forward`."""
-    made = set(_INPUTS)
-    if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:
-            raise _bad(
-                f"transformers cannot load the tokenizer of {str(folder)!r}: {error}",
-                "Repair the tokenizer files, or remove them.",
-            ) from error
-        made = set(tokenizer.model_input_names)
-    return [name for name in inspect.signature(module.forward).parameters if name in made]
-
-
-def _examples(module: Any, names: list[str]) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, module.config.vocab_size, (_BATCH, _LENGTH), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[-1, _LENGTH // 2 :] = 0
-    known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
-    unknown = [name for name in names if name not in known]
-    if unknown or "input_ids" not in names:
+def _tokenizer_inputs(folder: Path) -> list[str] | None:
+    """What the folder's tokenizer makes; None where it has none."""
+    if not any((folder / name).is_file() for name in _TOKENIZER):
+        return None
+    try:
+        tokenizer = need("transformers").AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
         raise _bad(
-            f"{type(module).__name__} takes {', '.join(unknown or names)}, not text.",
-            "Write a function that returns (module, inputs), and export package.module:function.",
-        )
-    return {name: known[name] for name in names}
+            f"transformers cannot load the tokenizer of {str(folder)!r}: {error}",
+            "Repair the tokenizer files, or remove them.",
+        ) from error
+    return list(tokenizer.model_input_names)
 
 
 def _longest(module: Any) -> int | None:
     """Rows of the position table, less what RoBERTa-like models offset it by."""
-    size = getattr(module.config, "max_position_embeddings", None)
-    if not isinstance(size, int) or size < 2:
+    size = longest(module.config)
+    if size is None:
         return None
     offset = (getattr(module.config, "pad_token_id", None) or 0) + 1 if _offsets(module) else 0
     return size - offset

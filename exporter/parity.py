@@ -5,7 +5,6 @@ The graph is run by a callable that the caller gives: this package never imports
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -13,17 +12,19 @@ from typing import Final
 import numpy as np
 
 from burnish.difference import Difference, worst
+from burnish.dim_sums import parts_of
 from burnish.errors import BurnishError, ExportError, MismatchError
+from burnish.exporter.lattice import lattice
+from burnish.exporter.padding import padding_cleared
 from burnish.exporter.torch_export import Exported
-from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds, shape_at
-from burnish.manifest import DimRange, Receipt, TensorSpec
+from burnish.feeds import Assignment, dynamic_dims, make_feeds
+from burnish.manifest import DimRange, Manifest, Receipt
 from burnish.model import node_count
 from burnish.passes.base import Numerics
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 _WANTED: Final = 4
-_MOST_ELEMENTS: Final = 2**20  # of all inputs together, for the assignment of largest sizes
 # The least precise floating type of the outputs says how far two ways of computing may drift apart.
 _TOLERANCES: Final = {"float16": 5e-3, "bfloat16": 4e-2}
 
@@ -48,16 +49,22 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     """
     start = time.perf_counter()
     found: list[Difference] = []
+    failures: dict[str, list[Assignment]] = {}
     compared: list[Assignment] = []
     notes = list(exported.notes)
+    usual = len(lattice(exported.signature.inputs, exported.signature.dims, exported.parameters))
     for number, assignment in enumerate(_all_assignments(exported)):
-        if number >= _WANTED + 2 and len(compared) >= _WANTED:
+        if number >= usual and len(compared) >= _WANTED:
             break
         feeds = make_feeds(exported.signature.inputs, assignment, seed=seed + number)
-        reference = _reference(exported, feeds, assignment, notes)
-        if reference is not None:
-            found.append(_compare(reference, run, feeds, assignment, tolerance))
-            compared.append(assignment)
+        try:
+            reference = exported.reference(feeds)
+        except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
+            failures.setdefault(next(iter(str(error).splitlines()), ""), []).append(assignment)
+            continue
+        found.append(_compare(exported.signature, reference, run, feeds, assignment, tolerance))
+        compared.append(assignment)
+    notes += [_left_out(why, sizes) for why, sizes in failures.items()]
     if not found:
         raise ExportError(
             f"The module runs at none of the sizes that were tried: {notes[-1]}.",
@@ -74,22 +81,16 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
 
 
 def _all_assignments(exported: Exported) -> Iterator[Assignment]:
-    """The usual ones and the largest; then multiples of the example sizes, for dims with a step."""
+    """The lattice; where the module fails, multiples of the example sizes, for dims with a step."""
     specs, dims = exported.signature.inputs, exported.signature.dims
     names = dynamic_dims(specs)
-    seen: list[Assignment] = []
-    usual = assignments(specs, dims)
-    largest = {name: dims[name].max or usual[0][name] if name in dims else usual[0][name] for name in names}
-    if _elements(specs, largest) <= _MOST_ELEMENTS:
-        usual.append(largest)
     example = _example_sizes(exported)
     steps = [
         {name: _within(example[name] * factor, dims.get(name)) for name in names} for factor in (1, 2, 3, 4)
     ]
-    for assignment in (*usual, *(steps if names else ())):
-        if assignment not in seen:
-            seen.append(assignment)
-            yield assignment
+    usual = lattice(specs, dims, exported.parameters)
+    yield from usual
+    yield from (each for index, each in enumerate(steps) if each not in usual and each not in steps[:index])
 
 
 def _example_sizes(exported: Exported) -> Assignment:
@@ -97,7 +98,7 @@ def _example_sizes(exported: Exported) -> Assignment:
         dim: exported.example[spec.name].shape[axis]
         for spec in exported.signature.inputs
         for axis, dim in enumerate(spec.shape or ())
-        if isinstance(dim, str)
+        if isinstance(dim, str) and not parts_of(dim)
     }
 
 
@@ -105,22 +106,13 @@ def _within(size: int, allowed: DimRange | None) -> int:
     return size if allowed is None or allowed.max is None else min(size, allowed.max)
 
 
-def _elements(specs: Sequence[TensorSpec], assignment: Assignment) -> int:
-    return sum(math.prod(shape_at(spec, assignment)) for spec in specs)
-
-
-def _reference(
-    exported: Exported, feeds: Mapping[str, np.ndarray], assignment: Assignment, notes: list[str]
-) -> dict[str, np.ndarray] | None:
-    try:
-        return exported.reference(feeds)
-    except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
-        first = next(iter(str(error).splitlines()), "")
-        notes.append(f"not compared at {_spell(assignment)}: the module fails there ({first})")
-        return None
+def _left_out(why: str, sizes: Sequence[Assignment]) -> str:
+    more = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
+    return f"not compared at {_spell(sizes[0])}{more}: the module fails there ({why})"
 
 
 def _compare(
+    interface: Manifest,
     reference: dict[str, np.ndarray],
     run: Run,
     feeds: Mapping[str, np.ndarray],
@@ -131,7 +123,8 @@ def _compare(
         actual = run(feeds)
     except BurnishError as error:
         raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}") from error
-    apart = worst(reference, actual)
+    ignore = padding_cleared(interface, feeds)
+    apart = worst(ignore(reference), ignore(actual))
     allowed = tolerance if tolerance is not None else _tolerance(reference)
     if not apart.within(allowed):
         raise _mismatch(

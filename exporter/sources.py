@@ -8,36 +8,22 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final, final
+from typing import Any, Final
 
 from burnish.errors import BurnishError, ExportError, MissingDependencyError, nearest
-from burnish.exporter.dims import Dynamic
+from burnish.exporter.source import TorchParts, TorchSource
 
 _CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # Each of these is a pickle, or an archive with one inside: loading it runs the code that it carries.
 PICKLES: Final = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pt2", ".pth", ".torch"})
 
 
-@final
-@dataclasses.dataclass(frozen=True)
-class TorchSource:
-    """A module with what is needed to export it."""
-
-    module: Any
-    inputs: Any
-    """Example inputs, as `burnish.exporter.torch_export.export_module` takes them."""
-    dynamic: Dynamic | None = None
-    attachments: Mapping[str, Path] = dataclasses.field(default_factory=dict)
-    """Files that belong to the model, by the name they get in the artifact (tokenizer, configuration)."""
-    description: str = ""
-    """Where it came from, in words, without paths of this machine."""
-    notes: tuple[str, ...] = ()
-
-
-def resolve(source: Any, inputs: Any = None, *, task: str | None = None) -> TorchSource:
+def resolve(
+    source: Any, inputs: Any = None, *, task: str | None = None, last_logits_only: bool = True
+) -> TorchSource | TorchParts:
     """Find the module to export.
 
     Args:
@@ -45,8 +31,8 @@ def resolve(source: Any, inputs: Any = None, *, task: str | None = None) -> Torc
             returns `(module, inputs)` or `(module, inputs, dynamic)`; or a Hugging Face folder with
             config.json and safetensors weights; or a `torch.nn.Module`.
         inputs: example inputs; only with a `torch.nn.Module`.
-        task: `feature-extraction` or `text-classification`; only with a folder, whose configuration
-            says it by default.
+        task: see `burnish.exporter.tasks.TASKS`; only with a folder, whose configuration says it by default.
+        last_logits_only: of a language model: `logits` of each row's last token only.
 
     Raises:
         ExportError: there is no such module, callable or folder, or it cannot be used (EXPORT_SOURCE); it
@@ -61,7 +47,7 @@ def resolve(source: Any, inputs: Any = None, *, task: str | None = None) -> Torc
     if path.is_dir():
         from burnish.exporter.huggingface import load_folder
 
-        return load_folder(path, task)
+        return load_folder(path, task, last_logits_only=last_logits_only)
     if _CALLABLE.fullmatch(text):
         if task is not None:
             raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")

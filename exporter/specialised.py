@@ -21,6 +21,7 @@ from typing import Any, Final, final
 
 import onnx_ir as ir
 
+from burnish.dim_sums import parts_of
 from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.needs import torch
@@ -59,10 +60,13 @@ def kept_dims(
             (EXPORT_SPECIALISED).
     """
     position = {name: index for index, name in enumerate(names)}
+    sums = [axis for axis in axes if axis.parts]
     symbols: dict[str, str] = {}
     ranges: dict[str, DimRange] = {}
     notes: list[str] = []
     for axis in axes:
+        if axis.parts:
+            continue
         index = position[axis.input]
         shape = program.model.graph.inputs[index].shape
         symbol = _symbol(shape[axis.axis], axis)
@@ -76,7 +80,22 @@ def kept_dims(
         if allowed != axis.allowed and axis.name not in ranges:
             notes.append(f"dim {axis.name} ranges {_spell(allowed)}: the module's code needs that")
         ranges[axis.name] = allowed
+    for axis in sums:
+        _need_sum(program.model.graph.inputs[position[axis.input]].shape[axis.axis], axis, symbols)
     return symbols, ranges, notes
+
+
+def _need_sum(dim: int | ir.SymbolicDim, axis: Axis, symbols: dict[str, str]) -> None:
+    """The dim is the sum in the graph, or free: then it is named so, and only such sizes are promised."""
+    found = str(dim) if isinstance(dim, int) else dim.value or "?"
+    if found.isidentifier() and symbols.setdefault(found, axis.name) == axis.name:
+        return
+    terms = [symbols.get(term, term) for term in parts_of(found)]
+    if sorted(terms) != sorted(axis.parts):
+        raise _specialised(
+            f"Dim {axis.name!r} (axis {axis.axis} of {axis.input!r}) became {found}",
+            "Tie it to its parts in the module: torch._check(mask.shape[1] == past + sequence).",
+        )
 
 
 @contextmanager

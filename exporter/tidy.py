@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.exporter.values import to_numpy
+from burnish.provenance import KEYS
 
-KEPT_METADATA: Final = frozenset({"pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy"})
+KEPT_METADATA: Final = frozenset(KEYS)
 """Where in the module a node comes from. The rest is noise, or names paths of this machine."""
 
 
@@ -75,11 +76,17 @@ def rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
     def renamed(dim: int | ir.SymbolicDim) -> int | ir.SymbolicDim:
         if isinstance(dim, int) or dim.value is None:
             return dim
-        return ir.SymbolicDim(word.sub(lambda match: names[match.group()], dim.value))
+        if dim.value in names:
+            return ir.SymbolicDim(names[dim.value])
+        return ir.SymbolicDim(word.sub(lambda match: _operand(names[match.group()]), dim.value))
 
     for value in all_values(model):
         if value.shape is not None:
             value.shape = ir.Shape([renamed(dim) for dim in value.shape])
+
+
+def _operand(name: str) -> str:
+    return name if name.isidentifier() else f"({name})"
 
 
 def _needs_own_node(value: ir.Value, before: Iterable[ir.Value]) -> bool:

@@ -15,18 +15,27 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.errors import ExportError
+from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
-from burnish.exporter.failures import said, typed
-from burnish.exporter.needs import torch
+from burnish.exporter.failures import said
+from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
-from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
 from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
-from burnish.exporter.values import Inputs, by_name, flat_outputs, resized, tensors, to_numpy, to_tensor
-from burnish.manifest import DimRange, Manifest
+from burnish.exporter.values import (
+    Inputs,
+    by_name,
+    copies,
+    flat_outputs,
+    resized,
+    tensors,
+    to_numpy,
+    to_tensor,
+)  # fmt: skip
+from burnish.manifest import Manifest
 from burnish.model import signature
 
-OPSETS: Final = range(18, 24)
+OPSETS: Final = range(18, 25)
 """What torch 2.13 writes without converting versions afterwards."""
 
 Feeds = Mapping[str, np.ndarray]
@@ -44,6 +53,8 @@ class Exported:
     """The module in eval mode: numpy arrays by input name -> numpy arrays by output name."""
     example: dict[str, np.ndarray]
     """The example inputs that were traced, at their widened sizes."""
+    parameters: int = 0
+    """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
     """What was changed or narrowed, and why."""
 
@@ -55,6 +66,7 @@ def export_module(
     dynamic: Dynamic | None = None,
     ranges: Mapping[str, tuple[int, int | None]] | None = None,
     opset: int = 20,
+    input_names: Mapping[str, str] | None = None,
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
 ) -> Exported:
@@ -67,7 +79,8 @@ def export_module(
         dynamic: for each input, the dim at each dynamic axis: a name, `(name, min, max)`, or a
             `torch.export.Dim`. Everything else is fixed at its example size.
         ranges: `(min, max)` of dims by name, instead of what `dynamic` says.
-        opset: 18 to 23.
+        opset: 18 to 24.
+        input_names: of the graph's inputs, by parameter name; default: the parameters' own.
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
 
@@ -84,30 +97,24 @@ def export_module(
         )
     named = by_name(module, inputs)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
+    renamed = {name: (input_names or {}).get(name, name) for name in shapes}
     axes = read_axes(dynamic, shapes, ranges)
     with evaluating(module):
         named, result, notes = _widen(module, named, axes)
         outputs = flat_outputs(result)
-        names = _output_names(outputs, output_names, list(shapes))
-        program, dims = _capture(module, named, axes, opset)
+        names = _output_names(outputs, output_names, list(renamed.values()))
+        program, dims = capture(module, named, axes, opset)
         runs = _two_runs(module, named, axes, outputs)
-    model, moved = _finish(program, dims, (list(shapes), names), keep_metadata=keep_metadata)
+    model, moved = _finish(program, dims, (list(renamed.values()), names), keep_metadata=keep_metadata)
     notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
     wrong = correct_shapes(model, names, runs) if runs else []
     notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
     known = signature(model)
     manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
-    reference = _Reference(module, named, dict(zip(outputs, names, strict=True)))
-    example = {name: to_numpy(tensor) for name, tensor in tensors(named).items()}
-    return Exported(model, manifest, reference, example, (*notes, *dims.notes))
-
-
-@final
-@dataclasses.dataclass(frozen=True)
-class _Dims:
-    symbols: dict[str, str]
-    ranges: dict[str, DimRange]
-    notes: list[str]
+    reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
+    example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
+    parameters = sum(weight.numel() for weight in module.parameters())
+    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes))
 
 
 @final
@@ -115,12 +122,13 @@ class _Dims:
 class _Reference:
     module: Any
     inputs: Mapping[str, Any]
+    renamed: Mapping[str, str]
     outputs: Mapping[str, str]
 
     def __call__(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run the module on numpy arrays; inputs that are not fed keep their example value."""
         given = {
-            name: to_tensor(feeds[name], value) if name in feeds else value
+            name: to_tensor(feeds[fed], value) if (fed := self.renamed.get(name, name)) in feeds else value
             for name, value in self.inputs.items()
         }
         with evaluating(self.module), quiet():
@@ -142,7 +150,7 @@ def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[di
     if changed:
         try:
             with quiet():
-                return wide, module(**_copies(wide)), []
+                return wide, module(**copies(wide)), []
         except Exception as error:  # noqa: BLE001 - the module is anybody's code; the given sizes come next
             note = f"examples kept as given, the module fails at {changed}: {said(error)}"
             return named, _run(module, named), [note]
@@ -160,7 +168,7 @@ def _two_runs(
         wide[axis.input] = resized(wide[axis.input], axis.axis, others[axis.name])
     try:
         with quiet():
-            again = flat_outputs(module(**_copies(wide)))
+            again = flat_outputs(module(**copies(wide)))
     except Exception:  # noqa: BLE001 - dims that depend on each other; parity finds sizes that go together
         return None
     if list(again) != list(outputs):
@@ -172,58 +180,13 @@ def _two_runs(
 def _run(module: Any, named: dict[str, Any]) -> Any:
     try:
         with quiet():
-            return module(**_copies(named))
+            return module(**copies(named))
     except Exception as error:
         raise ExportError(
             f"{type(module).__name__} does not run on the example inputs: {said(error)}",
             "Call the module on them in eval mode first.",
             code="EXPORT_INPUTS",
         ) from error
-
-
-def _copies(named: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs that the module may change in place."""
-    return {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in named.items()}
-
-
-def _capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int) -> tuple[Any, _Dims]:
-    shapes = _dynamic_shapes(named, axes)
-    try:
-        with quiet():
-            program = torch.onnx.export(
-                module, (), kwargs=_copies(named), dynamic_shapes=shapes, opset_version=opset,
-                dynamo=True, optimize=False, verbose=False,
-            )  # fmt: skip
-        return program, _Dims(*kept_dims(program, axes, list(tensors(named))))
-    except ExportError as error:
-        raise explain(error, _trace(module, named, shapes), _places(axes)) from None
-    except Exception as error:
-        failure = typed(error, axes)
-        raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
-
-
-def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
-    dims = {a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes}
-    shapes: dict[str, Any] = {
-        name: {} if isinstance(value, torch.Tensor) else None for name, value in named.items()
-    }
-    for axis in axes:
-        shapes[axis.input][axis.axis] = dims[axis.name]
-    return shapes
-
-
-def _places(axes: Sequence[Axis]) -> dict[str, str]:
-    return {f"{axis.input}.{axis.axis}": axis.name for axis in axes}
-
-
-def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
-    """Trace once more, only to hear which conditions torch adds and where."""
-    with quiet(), reasons() as guards:
-        try:
-            torch.export.export(module, (), kwargs=_copies(named), dynamic_shapes=shapes)
-        except Exception:  # noqa: BLE001 - it is known to fail; what is wanted is in the log
-            return guards
-    return guards
 
 
 def _output_names(
@@ -241,7 +204,7 @@ def _output_names(
 
 
 def _finish(
-    program: Any, dims: _Dims, names: tuple[list[str], list[str]], *, keep_metadata: bool
+    program: Any, dims: Dims, names: tuple[list[str], list[str]], *, keep_metadata: bool
 ) -> tuple[ir.Model, list[str]]:
     model: ir.Model = program.model
     inputs, outputs = names
@@ -255,6 +218,7 @@ def _finish(
     moved = name_interface(model, inputs, outputs)
     rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
     own_weights(model)
+    note_origins(model)
     if not keep_metadata:
         strip_metadata(model)
     return model, moved

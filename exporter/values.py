@@ -47,6 +47,11 @@ def tensors(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
 
 
+def copies(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs that a module may change in place."""
+    return {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
+
+
 def resized(tensor: Any, axis: int, size: int) -> Any:
     """The tensor with that size of one axis: its own values repeated, or cut off; zeros from nothing."""
     old = tensor.shape[axis]

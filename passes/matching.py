@@ -18,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import bodies, constant_of, is_op, new_initializer, value_names
+from burnish.provenance import origins, write_origins
 
 CONTRIB: Final = "com.microsoft"
 MADE_BY: Final = "burnish.pass"
@@ -81,8 +82,8 @@ class Scope:
 
         `results` maps outputs of `old` to outputs of `new`, which take over their uses, names,
         types, shapes and metadata. The last new node takes the name of the last old one unless it
-        has its own; all take the metadata of the old nodes (where keys clash: the last one's) and
-        say which pass made them. Constants that only the old nodes used go too.
+        has its own; all take the metadata of the old nodes (where keys clash: the last one's; of
+        origins all) and say which pass made them. Constants that only the old nodes used go too.
         """
         for node in new:
             node.metadata_props.update(_merged_metadata(old) | {MADE_BY: pass_name})
@@ -234,4 +235,5 @@ def _merged_metadata(nodes: Sequence[ir.Node]) -> dict[str, str]:
     merged: dict[str, str] = {}
     for node in nodes:
         merged |= node.metadata_props
+    write_origins(merged, (origin for node in nodes for origin in origins(node.metadata_props)))
     return merged

@@ -17,6 +17,7 @@ from burnish.errors import BurnishError, MismatchError, PassError, RecipeError, 
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
 from burnish.passes.base import Context, Numerics, Pass, Rewrite
+from burnish.passes.origins import remember
 from burnish.passes.recipe import Recipe
 
 OnMismatch = Literal["refuse", "rollback"]
@@ -138,6 +139,7 @@ def _rolled_back(pass_: Pass, current: ir.Model, error: PassError, started: floa
 
 def _apply(pass_: Pass, current: ir.Model, context: Context, limit: int | None) -> tuple[ir.Model, Context]:
     candidate = copy_model(current)
+    before = remember(candidate)
     log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[], measured=[])
     try:
         pass_.rewrite(candidate, log)
@@ -148,6 +150,7 @@ def _apply(pass_: Pass, current: ir.Model, context: Context, limit: int | None) 
             f"Pass {pass_.name!r} failed: {type(error).__name__}: {error}.",
             "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
         ) from error
+    before.hand_on(candidate)
     return candidate, log
 
 

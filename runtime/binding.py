@@ -12,6 +12,7 @@ from typing import Any, Final, final
 import numpy as np
 import onnxruntime as ort
 
+from burnish.dim_sums import size_of
 from burnish.errors import SessionError
 from burnish.feeds import dtype_of
 from burnish.manifest import TensorSpec
@@ -123,7 +124,7 @@ def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...] | None
     """The shape that an output will have, where inputs decide it and numpy can hold it."""
     if spec.shape is None or is_foreign(spec):
         return None
-    dims = [dim if isinstance(dim, int) else sizes.get(dim or "") for dim in spec.shape]
+    dims = [dim if isinstance(dim, int) else size_of(dim or "", sizes) for dim in spec.shape]
     known = [dim for dim in dims if dim is not None]
     return tuple(known) if len(known) == len(dims) else None
 

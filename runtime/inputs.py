@@ -11,6 +11,7 @@ from typing import Any, Final, NoReturn, final
 import ml_dtypes
 import numpy as np
 
+from burnish.dim_sums import parts_of, size_of
 from burnish.errors import InputError, nearest
 from burnish.feeds import dtype_of
 from burnish.manifest import DimRange, TensorSpec
@@ -90,12 +91,24 @@ class InputChecker:
                     if size != wanted:
                         _refuse_size(spec, axis, size, str(wanted))
                     continue
+                if wanted is not None and parts_of(wanted):
+                    continue
                 dim = wanted if wanted is not None else f"{name}.{axis}"
                 self._check_range(spec, axis, size, dim)
                 if sizes.setdefault(dim, size) != size:
                     _refuse_disagreement(dim, owners[dim], sizes[dim], name, size)
                 owners.setdefault(dim, name)
+        self._check_sums(arrays, sizes)
         return sizes
+
+    def _check_sums(self, arrays: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+        for name, array in arrays.items():
+            spec = self._specs[name]
+            for axis, wanted in enumerate(spec.shape or ()):
+                if isinstance(wanted, str) and parts_of(wanted):
+                    expected = size_of(wanted, sizes)
+                    if expected is not None and array.shape[axis] != expected:
+                        _refuse_size(spec, axis, array.shape[axis], f"{expected} ({wanted})")
 
     def _check_range(self, spec: TensorSpec, axis: int, size: int, dim: str) -> None:
         allowed = self._dims.get(dim)

@@ -1,4 +1,4 @@
-"""A few facts out of a serialised ModelProto without the onnx package: op counts, inputs without a rank.
+"""A few facts out of a serialised ModelProto without the onnx package: ops, nodes, inputs without a rank.
 
 Weights are stepped over, so a file of any size costs what its nodes cost. Anything malformed ends the
 walk with an error. Source: protobuf encoding (protobuf.dev/programming-guides/encoding), onnx.proto.
@@ -10,7 +10,7 @@ import collections
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from burnish.errors import ModelError
 
@@ -21,7 +21,8 @@ Span = tuple[int, int]
 _MODEL_GRAPH, _MODEL_FUNCTION = 7, 25
 _GRAPH_NODE, _GRAPH_INPUT = 1, 11
 _FUNCTION_NODE = 7
-_NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 4, 5, 7
+_NODE_NAME, _NODE_OP, _NODE_ATTRIBUTE, _NODE_DOMAIN = 3, 4, 5, 7
+_NODE_VALUES: Final = (1, 2)  # inputs, outputs
 _ATTRIBUTE_GRAPHS: Final = (6, 11)
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TYPE_TENSOR, _TENSOR_SHAPE = 1, 2
@@ -43,6 +44,31 @@ def op_counts(model: bytes | Path) -> dict[str, int]:
             node = _GRAPH_NODE if number == _MODEL_GRAPH else _FUNCTION_NODE
             _count(data, span, node, counts)
     return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+class Outline(NamedTuple):
+    """A node: its name (empty: it has none) and the names of the values that it reads and makes."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def outlines(model: bytes | Path) -> list[Outline]:
+    """The nodes of the main graph, in order.
+
+    Raises:
+        ModelError: not a protobuf (MODEL_PARSE).
+        OSError: the file cannot be read.
+    """
+    data = _map(model)
+    return [
+        Outline(_text(data, node, _NODE_NAME), *(tuple(_texts(data, node, f)) for f in _NODE_VALUES))
+        for number, graph in _messages(data, (0, len(data)))
+        if number == _MODEL_GRAPH
+        for field, node in _messages(data, graph)
+        if field == _GRAPH_NODE
+    ]
 
 
 def rankless_inputs(model: bytes | Path) -> frozenset[str]:
@@ -95,10 +121,13 @@ def _has_shape(data: Buffer, value: Span) -> bool:
 
 
 def _text(data: Buffer, message: Span, wanted: int) -> str:
+    return next(_texts(data, message, wanted), "")
+
+
+def _texts(data: Buffer, message: Span, wanted: int) -> Iterator[str]:
     for number, (start, end) in _messages(data, message):
         if number == wanted:
-            return data[start:end].decode("utf-8", errors="replace")
-    return ""
+            yield data[start:end].decode("utf-8", errors="replace")
 
 
 def _messages(data: Buffer, span: Span) -> Iterator[tuple[int, Span]]:

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, final
+from typing import Any, Final, Self, TypeVar, final
 
 import msgspec
 import onnxruntime as ort
@@ -19,13 +19,15 @@ from burnish.runtime.faults import ORT_ERRORS, run_error
 from burnish.runtime.inputs import Array, InputChecker, is_opaque, unwrap
 from burnish.runtime.opening import Opener, placement
 from burnish.runtime.options import Options, make_options
-from burnish.runtime.outline import op_counts, rankless_inputs
+from burnish.runtime.outline import Outline, op_counts, outlines, rankless_inputs
 from burnish.runtime.profiling import Profile, read_profile
 from burnish.runtime.providers import find_target
 from burnish.runtime.signature import make_specs, manifest_specs
 from burnish.runtime.source import Opened, Source, open_model
 from burnish.runtime.threads import ThreadPlan, plan_threads
 from burnish.runtime.values import is_foreign, run_values
+
+T = TypeVar("T")
 
 AUTO: Final = ("cuda", "cpu")
 """What provider="auto" tries, in order."""
@@ -186,6 +188,19 @@ class Session:
         Raises:
             SessionError: the provider compiles the graph into one piece (EP_OPAQUE), or it is closed.
         """
+        return self._executed(op_counts)
+
+    def executed_nodes(self) -> list[Outline]:
+        """The nodes of the main graph that onnxruntime really executes: names, and the values they make.
+
+        A fused node has a name of onnxruntime's own, but still makes a value of the model.
+
+        Raises:
+            SessionError: as for `executed_ops`.
+        """
+        return self._executed(outlines)
+
+    def _executed(self, read: Callable[[Path], T]) -> T:
         self._live()
         with tempfile.TemporaryDirectory(prefix="burnish-ops-") as folder:
             path = Path(folder) / "executed.onnx"
@@ -197,7 +212,7 @@ class Session:
                     "Such a provider compiles the graph; see session.placement_summary.",
                     code="EP_OPAQUE",
                 ) from error
-            return op_counts(path)
+            return read(path)
 
     def close(self) -> None:
         """Free the model; calls after that raise SessionError. Closing again does nothing."""

@@ -27,6 +27,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "burnish.cli.inspect:inspect",
         "Show what is in a model: inputs, ops, sizes, receipts.",
     ),
+    "diff": ("burnish.cli.diff:diff", "Show how two models differ: ops, weights, torch modules."),
     "verify": ("burnish.cli.verify:verify", "Check that two models compute the same."),
     "passes": ("burnish.cli.passes:passes", "List the passes, or show one with its options."),
     "doctor": (

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(),
               help="An .onnx file, or a folder (an artifact).")  # fmt: skip
-@click.option("--opset", type=click.IntRange(18, 23), default=20, show_default=True)
+@click.option("--opset", type=click.IntRange(18, 24), default=20, show_default=True)
 @click.option("--task", metavar="TASK",
               help="feature-extraction or text-classification; default: as config.json says.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",

@@ -14,13 +14,28 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", type=click.Path())
+@click.option(
+    "--by-module", is_flag=True, help="Show parameters, bytes, MACs and nodes of each torch module instead."
+)
+@click.option(
+    "--depth", type=click.IntRange(min=0), metavar="N", help="With --by-module: no deeper than this."
+)
+@click.option("--profile", is_flag=True, help="With --by-module: run it, and show milliseconds of each.")
 @json_option
-def inspect(model: str, as_json: bool) -> None:
+def inspect(model: str, *, by_module: bool, depth: int | None, profile: bool, as_json: bool) -> None:
     """Show MODEL's inputs, outputs, opset, ops, parameters, bytes, MACs and receipts.
 
     \b
     burnish inspect model.onnx
+    burnish inspect model.onnx --by-module --depth 3 --profile
     """
+    if by_module:
+        from burnish.cli.modules import show_modules
+
+        show_modules(model, depth=depth, profile=profile, as_json=as_json)
+        return
+    if depth is not None or profile:
+        raise click.UsageError("--depth and --profile go with --by-module.")
     from burnish.inspection import describe
 
     facts = describe(model)

@@ -85,7 +85,7 @@ def test_json_is_alone_on_stdout() -> None:
         (["command_models:build", "-o", "n.onnx", "--dim", "bach=1:4"], 1, "Did you mean 'batch'?"),
         (["model.pt", "-o", "n.onnx"], 1, "is a pickle"),
         (["command_models:build", "-o", "n.onnx", "--dim", "batch=4"], 2, "NAME=MIN:MAX"),
-        (["command_models:build", "-o", "n.onnx", "--opset", "24"], 2, "18<=x<=23"),
+        (["command_models:build", "-o", "n.onnx", "--opset", "25"], 2, "18<=x<=24"),
         (["command_models:build"], 2, "--output"),
     ],
 )

@@ -10,7 +10,8 @@ import transformers
 from burnish.errors import ExportError
 from burnish.exporter.parity import check_parity
 from burnish.exporter.quiet import quiet
-from burnish.exporter.sources import TorchSource, resolve
+from burnish.exporter.source import TorchSource
+from burnish.exporter.sources import resolve
 from burnish.exporter.torch_export import export_module
 from burnish.manifest import DimRange, Receipt
 from burnish.model import to_bytes
@@ -66,6 +67,9 @@ def test_encoder_takes_what_its_tokenizer_makes(bert: Path) -> None:
     assert list(source.inputs) == ["input_ids", "attention_mask", "token_type_ids"]
     assert "tokenizer.json" in source.attachments
     assert source.description == f"Hugging Face folder {bert.name!r}, BertModel, feature-extraction"
+    assert next(iter(source.module.state_dict())) == "embeddings.word_embeddings.weight", (
+        "no wrapper's prefix"
+    )
     exported = export_module(source.module, source.inputs, dynamic=source.dynamic)
     assert [o.name for o in exported.signature.outputs] == ["last_hidden_state", "pooler_output"]
     assert [(i.meaning, i.high) for i in exported.signature.inputs] == [
@@ -102,7 +106,7 @@ def test_weights_without_a_head_are_no_classifier(bert: Path) -> None:
 
 def test_encoder_stored_without_its_pooler(tmp_path: Path) -> None:
     save(transformers.BertForMaskedLM(transformers.BertConfig(**TINY)), tmp_path)
-    source = resolve(tmp_path)
+    source = resolve(tmp_path, task="feature-extraction")
     assert source.notes == ("no pooler: its weights are not stored",)
     assert source.module.pooler is None
 
@@ -115,12 +119,12 @@ def test_positions_of_roberta_are_offset(tmp_path: Path) -> None:
     assert {"batch": 1, "sequence": 24} in parity(source).assignments
 
 
-def test_decoders_are_not_taken(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+def test_architectures_of_no_task_are_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertForNextSentencePrediction"]}))
     (tmp_path / "model.safetensors").write_bytes(b"")
     code, text = refused(tmp_path)
     assert code == "EXPORT_SOURCE"
-    assert "LlamaForCausalLM" in text
+    assert "BertForNextSentencePrediction" in text
 
 
 def test_pickled_weights_are_refused(bert: Path, tmp_path: Path) -> None:

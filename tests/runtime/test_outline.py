@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from burnish.errors import ModelError
-from burnish.runtime.outline import op_counts, rankless_inputs
+from burnish.runtime.outline import Outline, op_counts, outlines, rankless_inputs
 
 Make = Callable[[str], bytes]
 
@@ -28,6 +28,17 @@ NESTED = """
 
 def test_counts_reach_into_subgraphs(make: Make) -> None:
     assert op_counts(make(NESTED)) == {"If": 2, "Neg": 2, "Relu": 1, "com.microsoft::Gelu": 1}
+
+
+def test_outlines_are_those_of_the_main_graph() -> None:
+    model = onnx.parser.parse_graph("g (float[n, 4] x) => (float[n, 2] y) { y, z = Split <axis = 1> (x) }")
+    model.node[0].name = "halves"
+    proto = onnx.helper.make_model(model, opset_imports=[onnx.helper.make_opsetid("", 13)])
+    assert outlines(proto.SerializeToString()) == [Outline("halves", ("x",), ("y", "z"))]
+
+
+def test_outlines_stop_at_bodies(make: Make) -> None:
+    assert outlines(make(NESTED)) == [Outline("", ("c",), ("y",))]
 
 
 def test_counts_reach_into_functions() -> None:

@@ -310,6 +310,11 @@ def test_executed_ops_are_those_after_fusion(make: Make) -> None:
     assert plain == {"Add": 2, "Mul": 2, "Div": 1, "Erf": 1}
 
 
+def test_a_fused_node_still_makes_a_value_of_the_model(make: Make) -> None:
+    (node,) = Session(make(GELU)).executed_nodes()
+    assert node.outputs == ("y",)
+
+
 def test_executed_ops_leave_no_files(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)

@@ -1,0 +1,122 @@
+"""Where a node comes from: the path of the torch module, its class, and the line of code that made it.
+
+A node lists its origins in three entries of `metadata_props` with one line for each origin, so that line N
+of all three is origin N. A node as exported has one origin; a fused node has those of all it replaced, in
+the order in which they stood in the graph.
+
+    burnish.module   encoder.layer.0.attention.self.query
+    burnish.class    Linear
+    burnish.source   transformers/models/bert/modeling_bert.py:145 in forward
+
+The root module's path is empty, as in `torch.nn.Module.named_modules`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Final, final
+
+MODULE: Final = "burnish.module"
+CLASS: Final = "burnish.class"
+SOURCE: Final = "burnish.source"
+KEYS: Final = (MODULE, CLASS, SOURCE)
+"""What the exporter and the passes keep in a node's metadata."""
+
+MOST: Final = 24
+"""Origins of one node; those beyond are told as one (see `bounded`), so that metadata stays small."""
+LONGEST: Final = 200
+"""Characters of a class or line; longer ones lose their middle. Paths stay whole: they are looked up."""
+JOINED: Final = "…"
+"""The class of the origin that stands for those beyond `MOST`."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """A place in the torch model: which module, of which class, and which line of its code."""
+
+    module: str
+    """Path from the root, as in a state dict; empty: the root module itself."""
+    kind: str = ""
+    """Name of the module's class, without its package."""
+    source: str = ""
+    """`package/file.py:LINE in FUNCTION`, never a path of the machine that exported."""
+
+
+def origins(metadata: Mapping[str, str]) -> tuple[Origin, ...]:
+    """The origins that a node's metadata lists; none where nothing is known."""
+    if MODULE not in metadata:
+        return ()
+    lines = (metadata.get(key, "").split("\n") for key in KEYS)
+    modules = metadata[MODULE].count("\n") + 1  # what a foreign tool wrote may be uneven
+    return tuple(
+        Origin(*parts) for parts in itertools.islice(itertools.zip_longest(*lines, fillvalue=""), modules)
+    )
+
+
+def write_origins(metadata: MutableMapping[str, str], found: Iterable[Origin]) -> None:
+    """Let a node's metadata list these origins instead of those it has; each once, in order, bounded."""
+    kept = bounded(found)
+    for key in KEYS:
+        metadata.pop(key, None)
+    if not kept:
+        return
+    metadata[MODULE] = "\n".join(_flat(origin.module) for origin in kept)
+    for key, lines in ((CLASS, [o.kind for o in kept]), (SOURCE, [o.source for o in kept])):
+        if any(lines):
+            metadata[key] = "\n".join(map(_line, lines))
+
+
+def bounded(found: Iterable[Origin]) -> tuple[Origin, ...]:
+    """The distinct origins in order; where there are more than `MOST`, the last one stands for the rest.
+
+    It names the nearest module that holds all of the rest, so that `common_module` stays what it was.
+    """
+    distinct = tuple(dict.fromkeys(found))
+    if len(distinct) <= MOST:
+        return distinct
+    rest = distinct[MOST - 1 :]
+    return (*distinct[: MOST - 1], Origin(common_module(rest), JOINED))
+
+
+def common_module(found: Iterable[Origin]) -> str:
+    """The path of the nearest module that holds all of these origins."""
+    paths = {origin.module for origin in found}
+    if len(paths) == 1:
+        return paths.pop()
+    shared = []
+    for parts in zip(*(path.split(".") if path else [] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared.append(parts[0])
+    return ".".join(shared)
+
+
+def home_module(found: Iterable[Origin]) -> str:
+    """The path of the module where a node is counted: the deepest that holds more than half of its origins.
+
+    A fused attention thus counts at its layer's attention, though it swallowed a mask of the root's too.
+    """
+    paths = [origin.module for origin in found]
+    held: dict[str, int] = {}
+    for path in paths:
+        for module in ancestors(path):
+            held[module] = held.get(module, 0) + 1
+    return max((module for module, count in held.items() if 2 * count > len(paths)), key=len, default="")
+
+
+def ancestors(path: str) -> list[str]:
+    """The paths that lead to a module, from the root to the module itself."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:end]) for end in range(len(parts) + 1)]
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split("\n"))
+
+
+def _line(text: str) -> str:
+    text = _flat(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 + 1 :]}"

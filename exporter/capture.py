@@ -1,0 +1,81 @@
+"""torch's exporter, asked with the dims that must stay dynamic; its failures become typed errors."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+from burnish.errors import ExportError
+from burnish.exporter.dims import Axis
+from burnish.exporter.failures import typed
+from burnish.exporter.needs import torch
+from burnish.exporter.quiet import quiet
+from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
+from burnish.exporter.values import copies, tensors
+from burnish.manifest import DimRange
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Dims:
+    """What became of the dims that were asked for."""
+
+    symbols: dict[str, str]
+    """The name that each symbol of the graph stands for."""
+    ranges: dict[str, DimRange]
+    notes: list[str]
+
+
+def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int) -> tuple[Any, Dims]:
+    """Trace a module and translate it; torch's own optimiser stays off.
+
+    Args:
+        module: in eval mode.
+        named: example inputs by parameter name.
+        axes: the dynamic axes.
+        opset: of the graph.
+
+    Returns:
+        The `torch.onnx.ONNXProgram` (its weights are the module's own memory), and its dims.
+
+    Raises:
+        ExportError: EXPORT_SPECIALISED, EXPORT_DATA_DEPENDENT, EXPORT_UNSUPPORTED_OP or EXPORT_FAILED.
+    """
+    shapes = _dynamic_shapes(named, axes)
+    try:
+        with quiet():
+            program = torch.onnx.export(
+                module, (), kwargs=copies(named), dynamic_shapes=shapes, opset_version=opset,
+                dynamo=True, optimize=False, verbose=False,
+            )  # fmt: skip
+        return program, Dims(*kept_dims(program, axes, list(tensors(named))))
+    except ExportError as error:
+        raise explain(error, _trace(module, named, shapes), _places(axes)) from None
+    except Exception as error:
+        failure = typed(error, axes)
+        raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
+
+
+def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
+    dims = {
+        a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes if not a.parts
+    }
+    shapes: dict[str, Any] = {
+        name: {} if isinstance(value, torch.Tensor) else None for name, value in named.items()
+    }
+    for axis in axes:
+        shapes[axis.input][axis.axis] = dims.get(axis.name, torch.export.Dim.AUTO)
+    return shapes
+
+
+def _places(axes: Sequence[Axis]) -> dict[str, str]:
+    return {f"{axis.input}.{axis.axis}": axis.name for axis in axes}
+
+
+def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
+    """Trace once more, only to hear which conditions torch adds and where."""
+    with quiet(), reasons() as guards, contextlib.suppress(Exception):
+        torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
+    return guards

@@ -1,0 +1,187 @@
+"""An encoder-decoder model as two graphs, `encoder` and `decoder`, with a cache for both attentions.
+
+`encoder`: what the encoder takes -> `present.N.encoder.key` / `.value`, the keys and values of every
+cross-attention, computed once. `decoder`: `decoder_input_ids` `[batch, sequence]`, those as
+`past_key_values.N.encoder.*`, and `past_key_values.N.decoder.*` -> `logits` and `present.N.decoder.*`. Where
+the encoder takes text, the decoder takes its `encoder_attention_mask` too.
+
+Which module is the encoder, and what the decoder keeps, is read from the model: `get_encoder()` and the cache
+that it returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any, Final
+
+from burnish.errors import ExportError
+from burnish.exporter.cache import Layout, Slot, layout_of
+from burnish.exporter.causal import PAST, PRESENT, last_token, only_last, past_dims, past_examples
+from burnish.exporter.dims import DimSpec
+from burnish.exporter.example_inputs import BATCH, Examples, longest, make_examples, run
+from burnish.exporter.modules import parameter, seen_through
+from burnish.exporter.needs import need, torch
+from burnish.exporter.source import TorchParts, TorchSource
+
+ENCODER: Final = "encoder"
+DECODER: Final = "decoder"
+_SEQUENCE, _PAST = 3, 5
+
+
+def encoder_decoder_source(model: Any, *, last_logits_only: bool = True) -> TorchParts:
+    """A transformers encoder-decoder, in eval mode, as its two graphs.
+
+    Raises:
+        ExportError: its cache is not understood (EXPORT_CACHE), or it runs on no example inputs
+            (EXPORT_INPUTS).
+    """
+    examples = _encoder_examples(model)
+    own, cross = _layouts(model, examples)
+    text = "attention_mask" in examples.inputs
+    length = next((dims.get(1) for dims in examples.dynamic.values() if text), None)
+    hidden = _hidden(model, examples)
+    fixed = None if length is not None or _varies(examples) else hidden.shape[1]
+    parts = {
+        ENCODER: _encoder(model, examples, cross),
+        DECODER: _decoder(
+            model, own, cross, hidden, masked=text,
+            length=None if fixed else _renamed(length), last_logits_only=last_logits_only,
+        ),
+    }  # fmt: skip
+    return TorchParts(parts, model=model)
+
+
+def _encoder_examples(model: Any) -> Examples:
+    """What the encoder takes, of the whole model's inputs."""
+    made = make_examples(model)
+    inputs = {name: tensor for name, tensor in made.inputs.items() if not name.startswith("decoder_")}
+    return Examples(inputs, {name: dims for name, dims in made.dynamic.items() if name in inputs})
+
+
+def _varies(examples: Examples) -> bool:
+    """True where the encoder's length follows from a dynamic axis beside the batch."""
+    return any(len(dims) > 1 for dims in examples.dynamic.values())
+
+
+def _renamed(length: DimSpec | None) -> DimSpec:
+    low, high = (length[1], length[2]) if isinstance(length, tuple) else (1, None)
+    return ("encoder_sequence", low, high)
+
+
+def start_token(model: Any) -> int:
+    """The token that decoding starts from, as the generation's or the model's configuration says; else 0."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        start = getattr(config, "decoder_start_token_id", None)
+        if isinstance(start, int):
+            return start
+    return 0
+
+
+def _start(model: Any, batch: Any) -> Any:
+    return torch.full((batch, 1), start_token(model), dtype=torch.int64)
+
+
+def _layouts(model: Any, examples: Examples) -> tuple[Layout, Layout]:
+    found = run(model, examples.inputs | {"decoder_input_ids": _start(model, BATCH), "use_cache": True})
+    cache: Any = getattr(found, PAST, None)
+    name = type(model).__name__
+    if not hasattr(cache, "cross_attention_cache"):
+        raise ExportError(
+            f"The cache of {name} is a {type(cache).__name__}, without keys and values of the encoder.",
+            "Export it with task feature-extraction, or as a module of your own.",
+            code="EXPORT_CACHE",
+        )
+    return layout_of(cache.self_attention_cache, name), layout_of(cache.cross_attention_cache, name)
+
+
+def _hidden(model: Any, examples: Examples) -> Any:
+    return run(model.get_encoder(), _for_encoder(model, examples.inputs))[0]
+
+
+def _for_encoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    takes = inspect.signature(model.get_encoder().forward).parameters
+    return {name: tensor for name, tensor in inputs.items() if name in takes}
+
+
+def _encoder(model: Any, examples: Examples, cross: Layout) -> TorchSource:
+    encoder = model.get_encoder()
+
+    def forward(**tensors: Any) -> dict[str, Any]:
+        hidden = encoder(**_for_encoder(model, tensors), return_dict=True)[0]
+        given = {"attention_mask": tensors["attention_mask"]} if "attention_mask" in tensors else {}
+        found = model(
+            encoder_outputs=_outputs(hidden), decoder_input_ids=_start(model, hidden.shape[0]),
+            use_cache=True, **given,
+        )  # fmt: skip
+        kept = cross.read(found.past_key_values.cross_attention_cache)
+        return {_name(PRESENT, label, ENCODER): tensor for label, tensor in kept.items()}
+
+    module = seen_through(model, forward, list(examples.inputs))
+    return TorchSource(module, examples.inputs, examples.dynamic)
+
+
+def _decoder(
+    model: Any, own: Layout, cross: Layout, hidden: Any, *,
+    masked: bool, length: DimSpec | None, last_logits_only: bool,
+) -> TorchSource:  # fmt: skip
+    past = {_name(PAST, slot.label, DECODER): slot for slot in own.slots}
+    fixed = {_name(PAST, slot.label, ENCODER): slot for slot in cross.slots}
+    forward = _step(model, (own, past), (cross, fixed), hidden.shape[-1], last_logits_only=last_logits_only)
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    ids = torch.arange(BATCH * _SEQUENCE).reshape(BATCH, _SEQUENCE) % vocabulary
+    top = longest(model.config)
+    inputs: dict[str, Any] = {"decoder_input_ids": ids}
+    dims: dict[str, dict[int, DimSpec]] = {"decoder_input_ids": {0: "batch", 1: ("sequence", 1, top)}}
+    if masked:
+        mask = torch.ones(BATCH, hidden.shape[1], dtype=torch.int64)
+        mask[-1, hidden.shape[1] // 2 :] = 0
+        inputs["encoder_attention_mask"] = mask
+        dims["encoder_attention_mask"] = {0: "batch"} | ({1: length} if length else {})
+    inputs |= past_examples(past, _PAST) | past_examples(fixed, hidden.shape[1])
+    dims |= past_dims(past, ("past_sequence", 0, top)) | past_dims(fixed, length)
+    module = seen_through(model, forward, [*list(inputs)[: 1 + masked], *past, *fixed])
+    return TorchSource(module, inputs, dims, input_names={parameter(name): name for name in (*past, *fixed)})
+
+
+def _step(
+    model: Any, own: tuple[Layout, Mapping[str, Slot]], cross: tuple[Layout, Mapping[str, Slot]],
+    width: int, *, last_logits_only: bool,
+) -> Any:  # fmt: skip
+    def forward(decoder_input_ids: Any, encoder_attention_mask: Any = None, **tensors: Any) -> dict[str, Any]:
+        caches = [
+            layout.restore({s.label: tensors[n] for n, s in names.items()}) for layout, names in (own, cross)
+        ]
+        key = tensors[next(iter(cross[1]))]  # [batch, heads, encoder_sequence, head_dim]
+        given: dict[str, Any] = (
+            {} if encoder_attention_mask is None else {"attention_mask": encoder_attention_mask}
+        )
+        # The encoder's result is in the cache; the model only asks for its shape.
+        hidden = key.new_zeros(key.shape[0], key.shape[2], width)
+        last = last_token(torch.ones_like(decoder_input_ids)) if last_logits_only else None
+        with only_last(model, last) as finished:
+            found = model(
+                encoder_outputs=_outputs(hidden), decoder_input_ids=decoder_input_ids,
+                past_key_values=_paired(*caches), use_cache=True, **given,
+            )  # fmt: skip
+        kept = own[0].read(found.past_key_values.self_attention_cache)
+        return {"logits": finished(found.logits)} | {
+            _name(PRESENT, label, DECODER): tensor for label, tensor in kept.items()
+        }
+
+    return forward
+
+
+def _paired(own: Any, cross: Any) -> Any:
+    cache = need("transformers").EncoderDecoderCache(own, cross)
+    cache.is_updated = dict.fromkeys(range(len(cross.layers)), True)
+    return cache
+
+
+def _outputs(hidden: Any) -> Any:
+    return need("transformers.modeling_outputs").BaseModelOutput(last_hidden_state=hidden)
+
+
+def _name(prefix: str, label: str, side: str) -> str:
+    layer, _, rest = label.partition(".")
+    return f"{prefix}.{layer}.{side}.{rest}"

@@ -1,0 +1,58 @@
+"""What every kind of source becomes: a module with example inputs, or several that belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, final
+
+from burnish.exporter.dims import Dynamic
+
+Attachments = Mapping[str, Path | bytes]
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class TorchSource:
+    """A module with what is needed to export it."""
+
+    module: Any
+    inputs: Any
+    """Example inputs, as `burnish.exporter.torch_export.export_module` takes them."""
+    dynamic: Dynamic | None = None
+    attachments: Attachments = dataclasses.field(default_factory=dict)
+    """Files that belong to the model, by the name they get in the artifact (tokenizer, configuration)."""
+    description: str = ""
+    """Where it came from, in words, without paths of this machine."""
+    notes: tuple[str, ...] = ()
+    input_names: Mapping[str, str] | None = None
+    """Names of the graph's inputs by parameter name, where they differ."""
+    model: Any = None
+    """The transformers model that greedy decoding is compared with; None where there is nothing to decode."""
+
+    def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
+        """The source with what its folder says of it."""
+        return dataclasses.replace(
+            self, description=text, attachments=attachments, notes=(*notes, *self.notes)
+        )
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class TorchParts:
+    """Modules that make one model together: an encoder and a decoder, or a first step and the next."""
+
+    parts: Mapping[str, TorchSource]
+    """By the name of the folder that each part's graph gets."""
+    attachments: Attachments = dataclasses.field(default_factory=dict)
+    description: str = ""
+    notes: tuple[str, ...] = ()
+    model: Any = None
+    """The transformers model that greedy decoding is compared with."""
+
+    def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
+        """The parts with what their folder says of them."""
+        return dataclasses.replace(
+            self, description=text, attachments=attachments, notes=(*notes, *self.notes)
+        )
