@@ -140,7 +140,8 @@ def _new_tokens(model: ir.Model, layer: Layer, shapes: Shapes) -> tuple[ir.Value
 def _free_dim(model: ir.Model, wish: str) -> str:
     """The name of a dim that no input has."""
     used = {name for value in model.graph.inputs for dim in value.shape or () for name in names_of(str(dim))}
-    return next(name for name in (wish, *(f"{wish}_{n}" for n in itertools.count())) if name not in used)
+    names = itertools.chain([wish], (f"{wish}_{number}" for number in itertools.count(1)))
+    return next(name for name in names if name not in used)
 
 
 def _roomy(cache: ir.Value, mask: ir.Value, room: str) -> ir.Shape:
