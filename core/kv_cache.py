@@ -13,7 +13,7 @@ A model says that it is one in its metadata, so that whoever runs or compares it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Self, final
 
 import numpy as np
@@ -34,6 +34,8 @@ _RUBBISH: Final = 7.0  # what is in places that are not filled yet
 
 Arrays = Mapping[str, np.ndarray]
 Sizes = Mapping[str, int]
+Case = tuple[dict[str, int], Arrays]
+"""Sizes of the dynamic dims, and feeds."""
 
 
 @final
@@ -87,8 +89,29 @@ class InPlace:
             shortest_past=interface.dims.get(past, DimRange(0)).min,
         )
 
-    def nearest(self, sizes: Sizes) -> dict[str, int]:
-        """Sizes at which it runs: not many tokens for many rows that have a past."""
+    def cases(self, cases: Iterable[Case], make: Callable[[Sizes], Arrays]) -> list[Case]:
+        """The cases that it takes, or close ones: not many tokens for many rows that have a past.
+
+        Args:
+            cases: sizes of the dims, and feeds.
+            make: makes feeds at other sizes.
+        """
+        found: list[Case] = []
+        for sizes, feeds in cases:
+            near = self._nearest(sizes)
+            fitting = self.feeds(feeds if near == sizes else make(near))
+            if fitting is not None and near not in [known for known, _ in found]:
+                found.append((near, fitting))
+        return found
+
+    def beyond(self, cases: Sequence[Case]) -> dict[str, int] | None:
+        """Sizes at which a token is outside of the window; None: one is in some of the cases, or always."""
+        longest = max((feeds[self.mask].shape[1] for _, feeds in cases), default=0)
+        if self.window is None or longest > self.window or not cases:
+            return None
+        return self._nearest({name: 1 for name in cases[0][0]} | {self.past_dim: self.window + 1})
+
+    def _nearest(self, sizes: Sizes) -> dict[str, int]:
         found, rows, new = dict(sizes), _size(self.batch_dim, sizes), _size(self.new_dim, sizes)
         if rows > 1 and new > 1 and sizes.get(self.past_dim, 0) > 0:
             if self.shortest_past and self.new_dim in found:
@@ -116,9 +139,14 @@ class InPlace:
             right[:, past:] = True
         return dict(feeds) | {self.mask: np.ascontiguousarray(right).astype(mask.dtype)}
 
-    def buffers(self, feeds: Arrays) -> dict[str, np.ndarray]:
-        """The same with every past in a buffer with room for more than all tokens."""
-        total = feeds[self.mask].shape[1]
+    def fit(self, metadata: Mapping[str, str], feeds: Arrays) -> dict[str, np.ndarray]:
+        """The same feeds with caches as a model of that metadata takes them.
+
+        Where it is lowered, in buffers with room for more than all tokens; else as long as the past.
+        """
+        total, past = feeds[self.mask].shape[1], self._past_of(feeds)
+        if KV_CACHE not in metadata:
+            return dict(feeds) | {name: feeds[name][:, :, :past] for name in self.past}
         short = [name for name in self.past if feeds[name].shape[TOKENS] < total]
         return dict(feeds) | {name: _roomy(feeds[name], total + _ROOM) for name in short}
 
