@@ -6,6 +6,7 @@ Part of the orchestration (`burnish.api`): it knows both onnx-ir models and onnx
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import tempfile
@@ -20,8 +21,9 @@ from burnish.difference import Difference, worst
 from burnish.errors import ModelError
 from burnish.fallback_sizes import fallback_sizes
 from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds
+from burnish.kv_cache import Case, InPlace
 from burnish.manifest import Manifest
-from burnish.model import to_bytes
+from burnish.model import signature, to_bytes
 from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
 from burnish.runtime.reference import ModelSource, Reference
@@ -59,17 +61,17 @@ class DifferentialChecker:
     def __init__(self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0) -> None:
         specs = interface.inputs
         self._interface, self._seed = interface, seed
-        self._random: list[tuple[Assignment, Arrays]] = [
+        self._random: list[Case] = [
             (sizes, make_feeds(specs, sizes, seed=seed + number))
             for number, sizes in enumerate(assignments(specs, interface.dims))
         ]
-        self._real: list[tuple[Assignment, Arrays]] = [
+        self._real: list[Case] = [
             ({f"sample {number}": 1}, feeds) for number, feeds in enumerate(samples[:8])
         ]
         self._dynamic = bool(dynamic_dims(specs))
         self._dropped: list[str] = []
         self._runs_at_all = False
-        self._cached: tuple[ir.Model, bool, list[Arrays]] | None = None
+        self._cached: tuple[ir.Model, bool, InPlace | None, list[Arrays]] | None = None
 
     def __call__(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> Verdict:
         """The largest difference over all assignments; a model that does not load is infinitely far.
@@ -92,39 +94,59 @@ class DifferentialChecker:
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics is Numerics.LOSSY and bool(self._real)
-        reference = self._reference(before, real)
-        cases = self._cases(real)
+        promise = self._promise(before, after)
+        reference, cases, judges = self._reference(before, real, promise)
         sizes = tuple(assignment for assignment, _ in cases)
         try:
-            actual = _outputs(after, [feeds for _, feeds in cases], optimize=deployed)
+            actual = _outputs(after, cases, promise, optimize=deployed)
         except ModelError as error:
             nowhere = Difference("", np.inf, np.inf, np.inf)
             return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
         if not deployed:
-            self._cached = (after, real, actual)
+            self._cached = (after, real, promise, actual)
         lossy = numerics is Numerics.LOSSY
         found = [worst(a, b, lossy=lossy) for a, b in zip(reference, actual, strict=True)]
-        index = max(self._judging(found, real), key=lambda i: found[i].judged(lossy=lossy))
+        index = max(_judging(found, judges), key=lambda i: found[i].judged(lossy=lossy))
         return Verdict(found[index], sizes, cases[index][0])
 
-    def _cases(self, real: bool) -> list[tuple[Assignment, Arrays]]:
-        return [*self._real, *self._random] if real else self._random
+    def _promise(self, before: ir.Model, after: ir.Model) -> InPlace | None:
+        """In what the two must be equal, where one of them updates a cache in place; None: in all."""
+        found = (
+            InPlace.of(model.metadata_props, signature(model, self._interface)) for model in (after, before)
+        )
+        return next(filter(None, found), None)
 
-    def _judging(self, found: Sequence[Difference], real: bool) -> list[int]:
-        """The cases whose difference counts: random ones beside real ones only where nothing fits."""
-        judges = len(self._real) if real else len(found)
-        return [i for i, apart in enumerate(found) if i < judges or math.isinf(apart.max_rel)]
+    def _cases(self, real: bool, promise: InPlace | None) -> tuple[list[Case], int]:
+        """What is compared; and how many cases, from the first on, are judged by."""
+        if promise is None:
+            cases = [*self._real, *self._random] if real else self._random
+            return cases, len(self._real) if real else len(cases)
+        first = promise.cases(self._real, self._make) if real else []
+        cases = [*first, *promise.cases(self._random, self._make)]
+        more = promise.beyond(cases)
+        cases += promise.cases([(more, self._make(more))], self._make) if more else []
+        return cases, len(first) or len(cases)
 
-    def _reference(self, model: ir.Model, real: bool) -> list[Arrays]:
-        if self._cached is not None and self._cached[0] is model and self._cached[1] == real:
-            return self._cached[2]
+    def _make(self, sizes: Mapping[str, int]) -> Arrays:
+        return make_feeds(self._interface.inputs, sizes, seed=self._seed)
+
+    def _reference(
+        self, model: ir.Model, real: bool, promise: InPlace | None
+    ) -> tuple[list[Arrays], list[Case], int]:
         if not self._runs_at_all:
             self._drop_impossible(model)
-        cases = self._cases(real)
-        return _outputs(model, [feeds for _, feeds in cases])
+        cases, judges = self._cases(real, promise)
+        if self._cached is not None:
+            known, *key, outputs = self._cached
+            if known is model and key == [real, promise]:
+                return outputs, cases, judges
+        return _outputs(model, cases, promise), cases, judges
 
     def _drop_impossible(self, model: ir.Model) -> None:
         """Keep the assignments at which the source itself runs (sizes may be tied in unstated ways)."""
+        promise = self._promise(model, model)
+        if promise is not None:
+            self._random = promise.cases(self._random, self._make)
         with model_file(model) as source:
             reference = Reference(source)
             possible = []
@@ -182,10 +204,21 @@ def _elsewhere(
             yield sizes, feeds
 
 
-def _outputs(model: ir.Model, feeds: Sequence[Arrays], *, optimize: bool = False) -> list[Arrays]:
+def _judging(found: Sequence[Difference], judges: int) -> list[int]:
+    """The cases whose difference counts: random ones beside real ones only where nothing fits."""
+    return [i for i, apart in enumerate(found) if i < judges or math.isinf(apart.max_rel)]
+
+
+def _outputs(
+    model: ir.Model, cases: Sequence[Case], promise: InPlace | None, *, optimize: bool = False
+) -> list[Arrays]:
+    """What a model computes, as far as it promises anything."""
     with model_file(model) as source:
         reference = Reference(source, optimize=optimize)
-        return [reference(arrays) for arrays in feeds]
+        if promise is None:
+            return [reference(feeds) for _, feeds in cases]
+        fit = functools.partial(promise.fit, model.metadata_props)
+        return [promise.promised(feeds, reference(fit(feeds))) for _, feeds in cases]
 
 
 class model_file:  # noqa: N801 - a context manager, named as one

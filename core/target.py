@@ -12,6 +12,8 @@ from typing import Final, Literal, final
 from burnish.errors import TargetError, nearest
 
 Activation = Literal["u8", "s8"]
+CacheForm = Literal["group-query", "tensor-scatter"]
+"""The operators that update a key and value cache in place: GroupQueryAttention, or TensorScatter."""
 
 _CONTRIB: Final = "com.microsoft"
 _CPU_CONTRIB: Final = frozenset(
@@ -58,6 +60,16 @@ class QdqRules:
 
 @final
 @dataclasses.dataclass(frozen=True)
+class CacheRules:
+    """How a decoder's cache is updated in place. Source: reference/runtime.md section 5.2."""
+
+    form: CacheForm
+    dtypes: frozenset[str]
+    """numpy names of the types of queries and caches that its kernel takes."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
 class Target:
     """A way to run a model; contradictory records cannot be built.
 
@@ -76,6 +88,8 @@ class Target:
     """None: int8 activations do not run here (weight-only quantisation may)."""
     dynamic_int8: bool = False
     """DynamicQuantizeLinear + MatMulInteger run in int8."""
+    kv_cache: CacheRules | None = None
+    """None: no operator is known to update a cache in place here."""
     max_opset: int = 26
 
     def __post_init__(self) -> None:
@@ -88,6 +102,13 @@ class Target:
             raise TargetError(
                 f"Target {self.name!r} claims dynamic int8 without a DynamicQuantizeMatMul kernel.",
                 "Add the kernel to `contrib`, or set dynamic_int8=False.",
+            )
+
+        grouped = self.kv_cache is not None and self.kv_cache.form == "group-query"
+        if grouped and "GroupQueryAttention" not in self.contrib:
+            raise TargetError(
+                f"Target {self.name!r} updates caches by group-query without a GroupQueryAttention kernel.",
+                "Add the kernel to `contrib`, or set kv_cache=None.",
             )
 
     def has_kernel(self, domain: str, op_type: str) -> bool:
@@ -107,6 +128,7 @@ TARGETS: Final[dict[str, Target]] = {
             inlined=_CPU_INLINED,
             qdq=QdqRules("u8", symmetric=False, bias_int32=True, linear_output=False, conv_output=True),
             dynamic_int8=True,
+            kv_cache=CacheRules("group-query", frozenset({"float32", "float16"})),
         ),
         Target(
             "openvino",
@@ -118,6 +140,7 @@ TARGETS: Final[dict[str, Target]] = {
             "CUDAExecutionProvider",
             contrib=_CUDA_CONTRIB,
             inlined=_CUDA_INLINED,
+            kv_cache=CacheRules("group-query", frozenset({"float16", "bfloat16"})),
         ),
         Target(
             "tensorrt",

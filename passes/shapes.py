@@ -13,9 +13,10 @@ from typing import Final, final
 
 import onnx_ir as ir
 
+from burnish.dim_sums import parts_of
 from burnish.passes.base import bodies
 from burnish.passes.base import tensor_of as tensor_of
-from burnish.passes.dims import Dim, DimOverflowError
+from burnish.passes.dims import Dim, DimOverflowError, total
 
 MAX_CONTENT: Final = 64
 """Elements of an integer tensor up to which its content is followed; shapes have fewer."""
@@ -184,7 +185,7 @@ class Shapes:
         if isinstance(dim, int):  # old exporters write 0 or -1 for a dynamic dim
             return Dim.of(dim) if dim > 0 else self.fresh()
         ours = not dim.value or dim.value.startswith(("?", "min("))  # names that this class makes up
-        return self.fresh() if ours else Dim.named(str(dim.value))
+        return self.fresh() if ours else _stated(str(dim.value))
 
     def _join(self, column: Iterable[Dim]) -> Dim:
         dims = [dim for dim in dict.fromkeys(column) if dim.size != 1]
@@ -198,6 +199,12 @@ class Shapes:
         """True when a = min(b, n) for an n >= 1: beside b it is b, or the operator fails."""
         x, y = self._least.get(a.name or "", (a, a))
         return (x == b and (y.size or 0) > 0) or (y == b and (x.size or 0) > 0)
+
+
+def _stated(name: str) -> Dim:
+    """The dim of a name, or of a sum of names such as `past + sequence`."""
+    parts = parts_of(name) or (name,)
+    return total(Dim.of(int(part)) if part.isdecimal() else Dim.named(part) for part in parts)
 
 
 def annotated_dtype(value: ir.Value) -> ir.DataType | None:

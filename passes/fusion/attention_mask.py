@@ -26,6 +26,9 @@ _MAX_CONSTANT: Final = 1 << 24  # bytes of a constant mask that is looked into: 
 _COUNTS: Final = (ir.DataType.BOOL, ir.DataType.INT32, ir.DataType.INT64, ir.DataType.UINT8, ir.DataType.INT8)
 
 
+_NONE: Final = Dim()
+
+
 @final
 @dataclasses.dataclass(frozen=True)
 class Frame:
@@ -48,13 +51,15 @@ class Frame:
 class Atom:
     """One thing that decides whether a query sees a key: all atoms of a mask must allow it.
 
-    `causal`: the key comes no later than the query. `key`: `view`, of axes B and T (and of size 1), is not
-    zero, or with `inverted` is zero.
+    `causal`: the key comes no later than the query, key <= query + slack. `window`: it comes not long before
+    it, query <= key + slack. `key`: `view`, of axes B and T (and of size 1), is not zero, or with `inverted`
+    is zero.
     """
 
-    kind: Literal["causal", "key"]
+    kind: Literal["causal", "window", "key"]
     view: View | None = None
     inverted: bool = False
+    slack: Dim = _NONE
 
 
 CAUSAL: Final = Atom("causal")
@@ -86,11 +91,16 @@ class Reading:
 
 @final
 class MaskReader:
-    """Reads masks that meet scores of one frame."""
+    """Reads masks that meet scores of one frame.
 
-    def __init__(self, shapes: Shapes, frame: Frame) -> None:
+    `offsets`: queries may be shifted against keys (there is a cache of earlier keys) and see a window of
+    them; otherwise such a mask is not read.
+    """
+
+    def __init__(self, shapes: Shapes, frame: Frame, *, offsets: bool = False) -> None:
         self._shapes = shapes
         self._frame = frame
+        self._offsets = offsets
 
     def read(self, term: Term) -> Reading | None:
         """The meaning of a term; None: it is a bias, or arithmetic that cannot be read."""
@@ -241,39 +251,50 @@ class MaskReader:
         if a is None or b is None:
             return None
         # as `a <= b + slack`, for counters that start at 0
-        slack = b[1] - a[1] - (0 if node.op_type.endswith("OrEqual") else 1)
+        slack = b[1] - a[1] - Dim.of(0 if node.op_type.endswith("OrEqual") else 1)
         if inverted:
-            a, b, slack = b, a, -slack - 1
-        if (a[0] is None or a[0] == b[0]) and slack >= 0:
+            a, b, slack = b, a, Dim.of(-1) - slack
+        if (a[0] is None or a[0] == b[0]) and slack.is_at_least(0):
             return ()
-        return (CAUSAL,) if (a[0], b[0], slack) == ("T", "S", 0) else None
+        if (a[0], b[0]) == ("T", "S") and (self._offsets or slack == Dim()):
+            return (Atom("causal", slack=slack),)
+        return (Atom("window", slack=slack),) if (a[0], b[0]) == ("S", "T") and self._offsets else None
 
-    def _counter(self, view: View, value: ir.Value | None) -> tuple[str | None, int] | None:
+    def _counter(self, view: View, value: ir.Value | None) -> tuple[str | None, Dim] | None:
         """An integer tensor as (axis, offset): it is the position on that axis plus the offset."""
         operand = None if value is None else self._operand(view, value)
         if operand is None:
             return None
         operand = _furthest(operand, self._shapes)
+        content = self._shapes[operand.value].content
+        if content is not None and len(content) == 1 and operand.scale == 1.0:
+            return None, content[0]
         constant = number(operand.value, self._shapes, max_rank=8)
         if constant is not None:
-            return None, int(constant * operand.scale)
+            return None, Dim.of(int(constant * operand.scale))
         node = operand.value.producer()
         if node is None or operand.scale != 1.0:
             return None
         if node.op_type in ("Add", "Sub"):
-            base, offset = self._counter(operand, node.inputs[0]), self._counter(operand, node.inputs[1])
-            if base is None or offset is None or offset[0] is not None:
-                return None
-            return base[0], base[1] + (offset[1] if node.op_type == "Add" else -offset[1])
+            return self._moved(operand, node)
         return self._range(operand, node)
 
-    def _range(self, view: View, node: ir.Node) -> tuple[str, int] | None:
+    def _moved(self, operand: View, node: ir.Node) -> tuple[str | None, Dim] | None:
+        """A counter plus or minus a number."""
+        base, offset = self._counter(operand, node.inputs[0]), self._counter(operand, node.inputs[1])
+        if node.op_type == "Add" and base is not None and base[0] is None:
+            base, offset = offset, base
+        if base is None or offset is None or offset[0] is not None:
+            return None
+        return base[0], base[1] + offset[1] if node.op_type == "Add" else base[1] - offset[1]
+
+    def _range(self, view: View, node: ir.Node) -> tuple[str, Dim] | None:
         if not is_op(node, "Range") or len(view.axes) != 1 or len(view.axes[0]) != 1:
             return None
         factor = view.axes[0][0]
         fits = self._shapes[node.outputs[0]].shape == (factor.size,)
-        start, step = (number(node.inputs[i], self._shapes) for i in (0, 2))
-        return (factor.label, int(start)) if fits and start is not None and step == 1 else None
+        start, step = self._shapes[node.inputs[0]].content, number(node.inputs[2], self._shapes)
+        return (factor.label, start[0]) if fits and start and step == 1 else None
 
     def _gathered(self, view: View, node: ir.Node, inverted: bool) -> Atoms | None:
         """data[i, j], where i and j count the positions of two axes of the scores."""
@@ -284,7 +305,7 @@ class MaskReader:
         places = View(joined.outputs[0], (*view.axes, ()))
         counters = [self._counter(places, part) for part in joined.inputs]
         factors = {axis[0].label: axis for axis in view.axes if len(axis) == 1}
-        if any(counter is None or counter[1] != 0 for counter in counters):
+        if any(counter is None or counter[1] != Dim() for counter in counters):
             return None
         axes = [factors.get(counter[0] or "") for counter in counters if counter is not None]
         known = tuple(axis for axis in axes if axis is not None)

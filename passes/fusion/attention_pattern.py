@@ -13,11 +13,11 @@ from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Frame, Term
 from burnish.passes.fusion.axes import Factor, View
 from burnish.passes.fusion.scalars import number
-from burnish.passes.matching import either_way, made_by
+from burnish.passes.matching import close, either_way, made_by
 from burnish.passes.shapes import Shape, Shapes
 
 _MAX_STEPS: Final = 12  # between the product of query and key and the softmax
-_ARITHMETIC: Final = frozenset({"Add", "Mul", "Div", "Where", "Identity"})
+_ARITHMETIC: Final = frozenset({"Add", "Mul", "Div", "Where", "Identity", "Tanh"})
 
 
 @final
@@ -40,6 +40,8 @@ class Found:
     """A row of scores that is -inf throughout gives 0 (otherwise NaN)."""
     standard: bool = False
     """It is the standard Attention already (with heads as an axis of their own, or not)."""
+    softcap: float = 0.0
+    """Scores are `softcap * tanh(scores / softcap)` before they are masked; 0: as they are."""
 
     @property
     def frame(self) -> Frame:
@@ -134,7 +136,7 @@ def _decomposed(softmax: ir.Node, shapes: Shapes) -> Found | str | None:
         return None
     if isinstance(scores, str) or isinstance(outcome, str):
         return scores if isinstance(scores, str) else str(outcome)
-    product, chain, scale, terms = scores
+    product, chain, scale, terms, softcap = scores
     guard, weighted = outcome
     rank = shapes[softmax.outputs[0]].rank
     if rank is not None and softmax.attributes.get_int("axis", -1) not in (-1, rank - 1):
@@ -149,7 +151,7 @@ def _decomposed(softmax: ir.Node, shapes: Shapes) -> Found | str | None:
     )
     nodes = (product, *chain, softmax, *guard, weighted)
     result = _result(weighted.outputs[0], query, value)
-    return Found(nodes, query, key, value, result, scale, tuple(terms), guarded=bool(guard))
+    return Found(nodes, query, key, value, result, scale, tuple(terms), guarded=bool(guard), softcap=softcap)
 
 
 def _weighted(softmax: ir.Node, shapes: Shapes) -> tuple[tuple[ir.Node, ...], ir.Node] | str | None:
@@ -183,13 +185,13 @@ def _nan_guard(weights: ir.Value, shapes: Shapes) -> tuple[ir.Node, ir.Node] | N
     return None
 
 
-_Scores = tuple[ir.Node, tuple[ir.Node, ...], float, list[Term]]
+_Scores = tuple[ir.Node, tuple[ir.Node, ...], float, list[Term], float]
 
 
 def _scores(value: ir.Value | None, shapes: Shapes) -> _Scores | str | None:
-    """The product behind the scores; the nodes after it, the factor on it, and what masks it."""
+    """The product behind the scores; the nodes after it, the factor on it, what masks it, and its cap."""
     nodes: list[ir.Node] = []
-    scale, terms = 1.0, list[Term]()
+    scale, terms, softcap = 1.0, list[Term](), 0.0
     while value is not None:
         node = value.producer()
         if node is None or len(nodes) > _MAX_STEPS or not _leads_to_product(value):
@@ -197,16 +199,37 @@ def _scores(value: ir.Value | None, shapes: Shapes) -> _Scores | str | None:
         if len(value.uses()) > 1 or value.is_graph_output():
             return "the scores are used elsewhere too"
         if _is_product(node):
-            return node, tuple(reversed(nodes)), scale, terms[::-1]
+            return node, tuple(reversed(nodes)), scale, terms[::-1], softcap
+        capped = _capped(node, shapes)
+        if capped is not None:
+            if softcap or scale != 1.0:
+                return "the scores are scaled after their soft-cap"
+            value, softcap, inside = capped
+            nodes.extend(inside)
+            continue
         nodes.append(node)
         step = _step(node, shapes)
         if step is None:
             return None
         value, factor, term = step
-        if term is not None and scale != 1.0:
-            return "the mask is added before the scale"
+        if term is not None and (scale != 1.0 or softcap):
+            return "the mask is added before the scale or the soft-cap"
         scale *= factor
         terms.extend([term] if term is not None else [])
+    return None
+
+
+def _capped(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, float, tuple[ir.Node, ...]] | None:
+    """cap * Tanh(scores / cap): the scores, the cap, and the three nodes, last first."""
+    for bent, cap in either_way(node) if is_op(node, "Mul") else ():
+        tanh = made_by(bent, "Tanh")
+        divide = made_by(tanh.inputs[0], "Div") if tanh else None
+        limit = number(cap, shapes, max_rank=4)
+        if tanh is None or divide is None or divide.inputs[0] is None or not limit or limit <= 0:
+            continue
+        alone = all(len(value.uses()) == 1 for value in (*tanh.outputs, *divide.outputs))
+        if alone and close(number(divide.inputs[1], shapes, max_rank=4), limit):
+            return divide.inputs[0], limit, (node, tanh, divide)
     return None
 
 

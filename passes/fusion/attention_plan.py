@@ -93,7 +93,7 @@ def make_plan(
     """
     views = ((found.query, True), (found.key, True), (found.value, False))
     operands = [trace(view, shapes, scaled=scaled) for view, scaled in views]
-    why = _mismatch(operands)
+    why = "its scores have a soft-cap" if found.softcap else _mismatch(operands)
     if why is not None:
         return why
     plan = _contrib(found, operands, dying, shapes)

@@ -1,0 +1,1 @@
+"""Passes on the key and value cache of decoders."""
