@@ -79,6 +79,11 @@ def past_examples(slots: Mapping[str, Slot], past: int) -> dict[str, Any]:
     }
 
 
+def past_range(top: int | None) -> DimSpec:
+    """How long a past may be, where `top` tokens are the most: one comes after it at least."""
+    return Assumed("past_sequence", 0, None if top is None else top - 1)
+
+
 def past_dims(slots: Mapping[str, Slot], length: DimSpec | None) -> dict[str, dict[int, DimSpec]]:
     """The dynamic axes of cache tensors by parameter name; `length`: of what grows, None: fixed."""
     return {
@@ -129,7 +134,7 @@ def _examples(
     inputs = {"input_ids": ids, "attention_mask": mask} | past_examples(past, _PAST)
     top = longest(model.config)
     tokens: dict[int, DimSpec] = {0: "batch"}
-    dims = {"input_ids": tokens, "attention_mask": tokens} | past_dims(past, Assumed("past_sequence", 0, top))
+    dims = {"input_ids": tokens, "attention_mask": tokens} | past_dims(past, past_range(top))
     if sequence > 1:
         dims["input_ids"] = tokens | {1: Assumed("sequence", 1, top)}
     if grows:

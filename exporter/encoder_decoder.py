@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from burnish.errors import ExportError
 from burnish.exporter.cache import Layout, Slot, layout_of
-from burnish.exporter.causal import PAST, PRESENT, last_token, only_last, past_dims, past_examples
+from burnish.exporter.causal import PAST, PRESENT, last_token, only_last, past_dims, past_examples, past_range
 from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.example_inputs import BATCH, Examples, longest, make_examples, run
 from burnish.exporter.modules import parameter, seen_through
@@ -143,7 +143,7 @@ def _decoder(
         inputs["encoder_attention_mask"] = mask
         dims["encoder_attention_mask"] = {0: "batch"} | ({1: length} if length else {})
     inputs |= past_examples(past, _PAST) | past_examples(fixed, hidden.shape[1])
-    dims |= past_dims(past, Assumed("past_sequence", 0, top)) | past_dims(fixed, length)
+    dims |= past_dims(past, past_range(top)) | past_dims(fixed, length)
     module = seen_through(model, forward, [*list(inputs)[: 1 + masked], *past, *fixed])
     return TorchSource(module, inputs, dims, input_names={parameter(name): name for name in (*past, *fixed)})
 

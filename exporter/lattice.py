@@ -59,13 +59,14 @@ def _levels(name: str, allowed: DimRange) -> list[int]:
 
 
 def _within(assignment: Assignment, dims: Mapping[str, DimRange]) -> bool:
-    """A past and what comes after it are no longer together than either may be: positions end there."""
-    pasts = [name for name in assignment if name in dims and dims[name].min == 0]
-    for past in pasts:
-        top = dims[past].max
-        after = [n for n in assignment if n != past and n in dims and dims[n].max == top and not is_batch(n)]
-        if top is not None and any(assignment[past] + assignment[name] > top for name in after):
-            return False
+    """A past and what comes after it are no longer together than that may be alone: positions end there."""
+    for past in (name for name in assignment if dims.get(name, DimRange()).min == 0):
+        most = dims[past].max
+        for name, size in assignment.items():
+            top = dims.get(name, DimRange()).max
+            tied = most is not None and top in (most, most + 1) and name != past and not is_batch(name)
+            if tied and top is not None and assignment[past] + size > top:
+                return False
     return True
 
 
