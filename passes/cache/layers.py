@@ -59,6 +59,11 @@ class Layer:
     """A query sees that many keys at most, itself included; None: all before it."""
 
     @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """What is replaced."""
+        return self.value.concat, self.key.concat, *self.found.nodes
+
+    @property
     def heads(self) -> int:
         """How many heads the queries have."""
         return _size(self.found.query, "N")
