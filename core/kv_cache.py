@@ -150,6 +150,11 @@ class InPlace:
         short = [name for name in self.past if feeds[name].shape[TOKENS] < total]
         return dict(feeds) | {name: _roomy(feeds[name], total + _ROOM) for name in short}
 
+    def fitting(self, metadata: Mapping[str, str], samples: Iterable[Arrays]) -> list[dict[str, np.ndarray]]:
+        """The samples that a model of that metadata takes, with caches and masks as it takes them."""
+        taken = (self.feeds(sample) for sample in samples)
+        return [self.fit(metadata, feeds) for feeds in taken if feeds is not None]
+
     def promised(self, feeds: Arrays, outputs: Arrays) -> dict[str, np.ndarray]:
         """The outputs, caches cut to the tokens there are, with 0 at the places of padding.
 

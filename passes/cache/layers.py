@@ -23,6 +23,7 @@ from burnish.passes.matching import made_by
 from burnish.passes.shapes import Shapes
 
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
+_UNKNOWN: Final = "no attention over batch, heads, tokens and features was recognised that reads this cache"
 _GROWS: Final = (2, -2)  # the axis of [batch, kv_heads, tokens, features] along which a cache grows
 
 
@@ -107,7 +108,7 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
     read = [cache.concat for layer in layers for cache in (layer.key, layer.value)]
     for node in updates:
         if node not in read and not misses:
-            misses.append((node, "no attention was recognised that reads this cache"))
+            misses.append((node, _UNKNOWN))
         if read.count(node) > 1:
             misses.append((node, "more than one layer reads this cache"))
     return layers, misses if updates else []
