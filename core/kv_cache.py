@@ -211,7 +211,10 @@ def _axis(interface: Manifest, dim: str) -> tuple[str, int] | None:
 
 
 def _size(dim: int | str | None, sizes: Sizes) -> int:
-    return dim if isinstance(dim, int) else sizes.get(str(dim), int(dim) if str(dim).isdecimal() else 1)
+    """The size of a dim; 1 where nothing says it."""
+    if dim is None or isinstance(dim, int):
+        return 1 if dim is None else dim
+    return int(dim) if dim.isdecimal() else sizes.get(dim, 1)
 
 
 def _roomy(past: np.ndarray, total: int) -> np.ndarray:

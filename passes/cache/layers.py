@@ -15,11 +15,11 @@ import onnx_ir as ir
 
 from burnish.passes.base import is_op
 from burnish.passes.dims import Dim
-from burnish.passes.fusion.attention_mask import Atom, MaskReader, Reading
+from burnish.passes.fusion.attention_mask import Atom, MaskReader, Reading, Term
 from burnish.passes.fusion.attention_operands import repeated, trace
-from burnish.passes.fusion.attention_pattern import Found, find_attention
+from burnish.passes.fusion.attention_pattern import Found, find_attention, heads_apart, heads_joined
 from burnish.passes.fusion.axes import View
-from burnish.passes.matching import made_by
+from burnish.passes.matching import CONTRIB, made_by
 from burnish.passes.shapes import Shapes
 
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
@@ -98,7 +98,7 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
     layers: list[Layer] = []
     misses: list[tuple[ir.Node, str]] = []
     for node in graph if updates else ():
-        found = find_attention(node, shapes)
+        found = find_attention(node, shapes) or _fused(node, shapes)
         if found is not None:
             layer = _layer(found, shapes) if isinstance(found, Found) else found
             if isinstance(layer, Layer):
@@ -112,6 +112,26 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
         if read.count(node) > 1:
             misses.append((node, "more than one layer reads this cache"))
     return layers, misses if updates else []
+
+
+def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
+    """What fuse-attention makes of an attention over a cache: onnxruntime's MultiHeadAttention."""
+    if not is_op(node, "MultiHeadAttention", CONTRIB):
+        return None
+    given = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    query, heads = given[0], node.attributes.get_int("num_heads", 0) or 0
+    ranks = [shapes[value].shape or () for value in given[:3]]
+    if query is None or [len(shape) for shape in ranks] != [3, 4, 4] or any((given[3], *given[6:])):
+        return "it is a MultiHeadAttention in a form that is not read"
+    joined = heads_joined(query, ranks[0], heads) if heads else None
+    if joined is None or given[4] is not None or node.attributes.get_int("unidirectional", 0):
+        return "it is a MultiHeadAttention with a mask that is not read"
+    key, value = (heads_apart(given[i] or query, ranks[i]) for i in (1, 2))
+    size = joined.axes[2][1].size.size
+    scale = node.attributes.get_float("scale", 0.0) or (size**-0.5 if size else 0.0)
+    terms = () if given[5] is None else (Term("add", given[5]),)
+    result = View(node.outputs[0], joined.axes)
+    return Found((node,), joined, key, value, result, scale, terms)
 
 
 def _layer(found: Found, shapes: Shapes) -> Layer | str:

@@ -1,4 +1,4 @@
-"""Decoders with a cache: one operator a layer, in place, equal on what is promised, else refused or explained."""
+"""Decoders with a cache: one operator a layer, in place; equal on what is promised, refused or explained."""
 
 import dataclasses
 from collections.abc import Callable
@@ -126,7 +126,8 @@ def decoder(
         presents="".join(
             f", float[{size % 'past_sequence + sequence'}] present_{n}_{kind}" for n, kind in caches
         ),
-        causal=causal, slope=SLOPE if sloped else "", window=WINDOWED if window else "", allowed="all_ok" if window else "tokens_ok",
+        causal=causal, slope=SLOPE if sloped else "", window=WINDOWED if window else "",
+        allowed="all_ok" if window else "tokens_ok",
         layers=text, last=layers,
     )  # fmt: skip
     # dims with signs are no words of the text form
