@@ -4,8 +4,8 @@ A neutral decoder keeps the columns of a batch aligned: padding stays a hole in 
 lowered one keeps every row without gaps: a row of n tokens has them at places 0 to n - 1 of its buffer, and
 its next token goes to place n, whatever the other rows do. So it takes prompts with padding on the right, as
 many tokens at once as it likes while there is no past, and then one token for each row (or many for one row).
-Its caches are buffers with room for more than there is: `past + new + room` long. What it computes for a row is
-what it computes for that row alone; what stands in the places of padding, and in the room, is not defined.
+Its caches are buffers with room for more than there is: `past + new + room` long. What it computes for a row
+is what it computes for that row alone; what stands in the places of padding, and in the room, is not defined.
 
 A model says that it is one in its metadata, so that whoever runs or compares it knows.
 """
@@ -109,7 +109,7 @@ class InPlace:
         longest = max((feeds[self.mask].shape[1] for _, feeds in cases), default=0)
         if self.window is None or longest > self.window or not cases:
             return None
-        return self._nearest({name: 1 for name in cases[0][0]} | {self.past_dim: self.window + 1})
+        return self._nearest(dict.fromkeys(cases[0][0], 1) | {self.past_dim: self.window + 1})
 
     def _nearest(self, sizes: Sizes) -> dict[str, int]:
         found, rows, new = dict(sizes), _size(self.batch_dim, sizes), _size(self.new_dim, sizes)
@@ -149,6 +149,11 @@ class InPlace:
             return dict(feeds) | {name: feeds[name][:, :, :past] for name in self.past}
         short = [name for name in self.past if feeds[name].shape[TOKENS] < total]
         return dict(feeds) | {name: _roomy(feeds[name], total + _ROOM) for name in short}
+
+    def fitting(self, metadata: Mapping[str, str], samples: Iterable[Arrays]) -> list[dict[str, np.ndarray]]:
+        """The samples that a model of that metadata takes, with caches and masks as it takes them."""
+        taken = (self.feeds(sample) for sample in samples)
+        return [self.fit(metadata, feeds) for feeds in taken if feeds is not None]
 
     def promised(self, feeds: Arrays, outputs: Arrays) -> dict[str, np.ndarray]:
         """The outputs, caches cut to the tokens there are, with 0 at the places of padding.
@@ -206,7 +211,10 @@ def _axis(interface: Manifest, dim: str) -> tuple[str, int] | None:
 
 
 def _size(dim: int | str | None, sizes: Sizes) -> int:
-    return dim if isinstance(dim, int) else sizes.get(str(dim), int(dim) if str(dim).isdecimal() else 1)
+    """The size of a dim; 1 where nothing says it."""
+    if dim is None or isinstance(dim, int):
+        return 1 if dim is None else dim
+    return int(dim) if dim.isdecimal() else sizes.get(dim, 1)
 
 
 def _roomy(past: np.ndarray, total: int) -> np.ndarray:

@@ -5,7 +5,7 @@ Each is a plain callable in `Context`, so that a pass stays a pure graph rewrite
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from typing import final
 
@@ -15,8 +15,9 @@ import onnx_ir as ir
 from burnish.checking import model_file
 from burnish.errors import ModelError
 from burnish.feeds import assignments, make_feeds, typical_sizes
+from burnish.kv_cache import InPlace
 from burnish.manifest import Manifest
-from burnish.model import expose, to_bytes
+from burnish.model import expose, signature, to_bytes
 from burnish.passes.base import Arrays, Context, Range
 from burnish.passes.runner import Progress
 from burnish.runtime.reference import Reference
@@ -81,7 +82,7 @@ class Workbench:
 
         with model_file(expose(model, names)) as source:
             ranges = calibrate(
-                source, self._samples, names, method=self._calibration,
+                source, self._fitting(model, self._samples), names, method=self._calibration,
                 specs=self._interface.inputs, progress=self._progress,
             )  # fmt: skip
         return {name: Range(low, high) for name, (low, high) in ranges.items()}
@@ -94,12 +95,17 @@ class Workbench:
         """
         with model_file(expose(model, names)) as source:
             reference = Reference(source)
-            for feeds in self.typical_feeds():
+            for feeds in self._fitting(model, self.typical_feeds()):
                 try:
                     return reference(feeds, names)
                 except ModelError as error:
                     failure = error
         raise failure
+
+    def _fitting(self, model: ir.Model, samples: Iterable[Arrays]) -> Sequence[Arrays]:
+        """All samples; of a model that updates its cache in place, those that it takes."""
+        promise = InPlace.of(model.metadata_props, signature(model, self._interface))
+        return list(samples) if promise is None else promise.fitting(model.metadata_props, samples)
 
     def compare_speed(self, a: ir.Model, b: ir.Model, feeds: Arrays) -> float:
         """Time of `a` divided by time of `b`, interleaved in one run, onnxruntime's optimiser on."""

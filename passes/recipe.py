@@ -85,8 +85,8 @@ def _value(where: str, text: str, kind: Any) -> Any:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         if text.lower() == "none" and type(None) in choices:
             return None
-        kind = next(choice for choice in choices if choice is not type(None))
-    elif typing.get_origin(kind) is typing.Literal:
+        return _value(where, text, next(choice for choice in choices if choice is not type(None)))
+    if typing.get_origin(kind) is typing.Literal:
         if text in choices:
             return text
         raise RecipeError(

@@ -13,7 +13,10 @@ CLEAN_UP: Final = (
 )
 """What every recipe starts and ends with."""
 
-_FUSE: Final = "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
+_FUSE: Final = (
+    "fold-batch-norm,fuse-gelu,fuse-layer-norm,lower-kv-cache,fuse-attention,fuse-skip-norm,fuse-bias-gelu"
+)
+"""Caches are lowered first: their layers are then no attentions for others to fuse."""
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:

@@ -32,6 +32,7 @@ _CONTRIB_SAME: Final = frozenset(
         "SkipSimplifiedLayerNormalization",
     }
 )
+_CONTRIB_ATTENTIONS: Final = ("GroupQueryAttention", "MultiHeadAttention")
 _ARITHMETIC: Final = (
     "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul",
     "Pow", "Sub", "Sum",
@@ -49,6 +50,8 @@ def infer(call: Call) -> Sequence[Fact]:
     """Facts of the outputs, as many as are known."""
     node = call.node
     if node.domain == "com.microsoft":
+        if node.op_type in _CONTRIB_ATTENTIONS:
+            return _attended(call)
         return _same(call) if node.op_type in _CONTRIB_SAME else []
     if node.domain or node.op_type in ("Loop", "Scan"):
         return []
@@ -62,6 +65,17 @@ def infer(call: Call) -> Sequence[Fact]:
 
 def _same(call: Call) -> Sequence[Fact]:
     return [Fact(call.input(0).dtype, call.input(0).shape)]
+
+
+def _attended(call: Call) -> Sequence[Fact]:
+    """[batch, queries, heads * features]; of packed inputs nothing is known."""
+    query = call.input(0).shape or ()
+    value = call.input(2).shape or ()
+    if len(query) != 3 or len(value) not in (3, 4):
+        return [Fact(call.input(0).dtype)]
+    wide = call.node.op_type == "GroupQueryAttention"  # its values have fewer heads, of the same size
+    last = query[-1] if wide else value[-1] * (value[1] if len(value) == 4 else Dim.of(1))
+    return [Fact(call.input(0).dtype, (*query[:2], last))]
 
 
 def _broadcast(call: Call) -> Sequence[Fact]:

@@ -15,14 +15,15 @@ import onnx_ir as ir
 
 from burnish.passes.base import is_op
 from burnish.passes.dims import Dim
-from burnish.passes.fusion.attention_mask import Atom, MaskReader, Reading
+from burnish.passes.fusion.attention_mask import Atom, MaskReader, Reading, Term
 from burnish.passes.fusion.attention_operands import repeated, trace
-from burnish.passes.fusion.attention_pattern import Found, find_attention
+from burnish.passes.fusion.attention_pattern import Found, find_attention, heads_apart, heads_joined
 from burnish.passes.fusion.axes import View
-from burnish.passes.matching import made_by
+from burnish.passes.matching import CONTRIB, made_by
 from burnish.passes.shapes import Shapes
 
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
+_UNKNOWN: Final = "no attention over batch, heads, tokens and features was recognised that reads this cache"
 _GROWS: Final = (2, -2)  # the axis of [batch, kv_heads, tokens, features] along which a cache grows
 
 
@@ -59,6 +60,11 @@ class Layer:
     """A query sees that many keys at most, itself included; None: all before it."""
 
     @property
+    def nodes(self) -> tuple[ir.Node, ...]:
+        """What is replaced."""
+        return self.value.concat, self.key.concat, *self.found.nodes
+
+    @property
     def heads(self) -> int:
         """How many heads the queries have."""
         return _size(self.found.query, "N")
@@ -92,7 +98,7 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
     layers: list[Layer] = []
     misses: list[tuple[ir.Node, str]] = []
     for node in graph if updates else ():
-        found = find_attention(node, shapes)
+        found = find_attention(node, shapes) or _fused(node, shapes)
         if found is not None:
             layer = _layer(found, shapes) if isinstance(found, Found) else found
             if isinstance(layer, Layer):
@@ -102,10 +108,30 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
     read = [cache.concat for layer in layers for cache in (layer.key, layer.value)]
     for node in updates:
         if node not in read and not misses:
-            misses.append((node, "no attention was recognised that reads this cache"))
+            misses.append((node, _UNKNOWN))
         if read.count(node) > 1:
             misses.append((node, "more than one layer reads this cache"))
     return layers, misses if updates else []
+
+
+def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
+    """What fuse-attention makes of an attention over a cache: onnxruntime's MultiHeadAttention."""
+    if not is_op(node, "MultiHeadAttention", CONTRIB):
+        return None
+    given = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    query, heads = given[0], node.attributes.get_int("num_heads", 0) or 0
+    ranks = [shapes[value].shape or () for value in given[:3]]
+    if query is None or [len(shape) for shape in ranks] != [3, 4, 4] or any((given[3], *given[6:])):
+        return "it is a MultiHeadAttention in a form that is not read"
+    joined = heads_joined(query, ranks[0], heads) if heads else None
+    if joined is None or given[4] is not None or node.attributes.get_int("unidirectional", 0):
+        return "it is a MultiHeadAttention with a mask that is not read"
+    key, value = (heads_apart(given[i] or query, ranks[i]) for i in (1, 2))
+    size = joined.axes[2][1].size.size
+    scale = node.attributes.get_float("scale", 0.0) or (size**-0.5 if size else 0.0)
+    terms = () if given[5] is None else (Term("add", given[5]),)
+    result = View(node.outputs[0], joined.axes)
+    return Found((node,), joined, key, value, result, scale, terms)
 
 
 def _layer(found: Found, shapes: Shapes) -> Layer | str:

@@ -40,7 +40,7 @@ class Lengths:
         self._graph, self._editor, self._mask, self._new = graph, editor, mask, new
         self._made_by = made_by
         self._made: dict[str, ir.Value] = {}
-        self._latest: ir.Node | None = None
+        self._own: list[ir.Node] = []
 
     @property
     def batch(self) -> int | str | ir.SymbolicDim | None:
@@ -55,9 +55,24 @@ class Lengths:
         """int32 scalar: how many tokens the longest row may have."""
         return self._once("total_length", self._total)
 
+    def written(self) -> ir.Value:
+        """int64 [batch]: where a row's new tokens go, which is how many it has already."""
+        return self._once("written_tokens", self._written)
+
+    def filled(self) -> ir.Value:
+        """int64 [batch]: how many places of a row are written, padding of a prompt included."""
+        return self._once(
+            "filled_places",
+            lambda name: self._op(name, "Add", [self.written(), self._new_tokens()], [self.batch], _INT64),
+        )
+
+    def window(self, width: int, buffer: ir.Value) -> ir.Value:
+        """bool [batch, 1, new tokens, places of `buffer`]: places less than `width` before a token."""
+        return self._once(f"window_{width}", lambda name: self._window(name, width, buffer))
+
     def rewire(self, cache: ir.Value, *, present: bool) -> None:
         """Let what asks for the length of a cache (a past input, or a present output) ask the mask."""
-        for node in [use.node for use in cache.uses()]:
+        for node in [use.node for use in cache.uses() if use.node not in self._own]:
             start, end = shape_bounds(node, 4) if is_op(node, "Shape") else (0, 0)
             if not start <= _TOKENS < end:
                 continue
@@ -98,18 +113,54 @@ class Lengths:
     def _size(self, name: str, value: ir.Value, axis: int) -> ir.Value:
         return self._op(name, "Shape", [value], [1], _INT64, {"start": axis, "end": axis + 1})
 
-    def _count(self) -> ir.Value:
-        """int64 [batch]: how many tokens each row has."""
-        mask = self._mask
+    def _count(self, name: str, mask: ir.Value) -> ir.Value:
+        """int64 [batch]: how many tokens each row of a mask has."""
         if mask.dtype != _INT64:
-            mask = self._op("mask_tokens", "Cast", [mask], list(mask.shape or ()), _INT64, {"to": _INT64})
+            mask = self._op(f"{name}_wide", "Cast", [mask], list(mask.shape or ()), _INT64, {"to": _INT64})
         axes = self._constant("token_axis", np.array([1], np.int64))
-        return self._op("row_length", "ReduceSum", [mask, axes], [self.batch], _INT64, {"keepdims": 0})
+        return self._op(name, "ReduceSum", [mask, axes], [self.batch], _INT64, {"keepdims": 0})
+
+    def _row_length(self) -> ir.Value:
+        return self._once("row_length", lambda name: self._count(name, self._mask))
+
+    def _one(self) -> ir.Value:
+        return self._constant("one", np.array(1, np.int64))
 
     def _last(self, name: str) -> ir.Value:
-        one = self._constant("one", np.array(1, np.int64))
-        place = self._op(f"{name}_wide", "Sub", [self._count(), one], [self.batch], _INT64)
+        place = self._op(f"{name}_wide", "Sub", [self._row_length(), self._one()], [self.batch], _INT64)
         return self._op(name, "Cast", [place], [self.batch], _INT32, {"to": _INT32})
+
+    def _written(self, name: str) -> ir.Value:
+        ends = self._constant("mask_end", np.array([np.iinfo(np.int64).max]))
+        axes = self._constant("token_axis", np.array([1], np.int64))
+        mask = self._op("mask_of_new", "Slice", [self._mask, self._past(), ends, axes], [self.batch, None],
+                        self._mask.dtype or _INT64)  # fmt: skip
+        # A mask that shows padding at the end of rows may show none of the new tokens; there is one at least.
+        new = self._op(
+            "row_new", "Max", [self._count("row_new_shown", mask), self._one()], [self.batch], _INT64
+        )
+        return self._op(name, "Sub", [self._row_length(), new], [self.batch], _INT64)
+
+    def _window(self, name: str, width: int, buffer: ir.Value) -> ir.Value:
+        axes = self._constant("row_axes", np.array([1, 2, 3], np.int64))
+        past = self._once(
+            "row_past",
+            lambda own: self._op(own, "Unsqueeze", [self.written(), axes], [self.batch, 1, 1, 1], _INT64),
+        )
+        new = self._once("new_places", lambda own: self._range(own, self._new_tokens()))
+        last = self._constant("last_axis", np.array([1], np.int64))
+        column = self._op(f"{name}_new", "Unsqueeze", [new, last], [None, 1], _INT64)
+        tokens = self._op(f"{name}_tokens", "Add", [past, column], [self.batch, 1, None, 1], _INT64)
+        places = self._once("places", lambda own: self._range(own, self._size("all_places", buffer, 2)))
+        reach = self._constant(f"{name}_width", np.array(width, np.int64))
+        ends = self._op(f"{name}_ends", "Add", [places, reach], [None], _INT64)
+        kind = ir.DataType.BOOL
+        return self._op(name, "Greater", [ends, tokens], [self.batch, 1, None, None], kind)
+
+    def _range(self, name: str, count: ir.Value) -> ir.Value:
+        zero, first = (self._constant(wish, np.array(0, np.int64)) for wish in ("zero", "first"))
+        scalar = self._op(f"{name}_count", "Gather", [count, first], [], _INT64, {"axis": 0})
+        return self._op(name, "Range", [zero, scalar, self._one()], [None], _INT64)
 
     def _total(self, name: str) -> ir.Value:
         first = self._constant("first", np.array(0, np.int64))
@@ -136,9 +187,9 @@ class Lengths:
         value.type, value.shape = ir.TensorType(dtype), ir.Shape(shape)
         node.name = f"node_{value.name}"
         node.metadata_props[MADE_BY] = self._made_by
-        if self._latest is None:
-            self._graph.insert_before(self._graph[0], [node])
+        if self._own:
+            self._graph.insert_after(self._own[-1], [node])
         else:
-            self._graph.insert_after(self._latest, [node])
-        self._latest = node
+            self._graph.insert_before(self._graph[0], [node])
+        self._own.append(node)
         return value

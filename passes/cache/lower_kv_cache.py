@@ -16,9 +16,10 @@ import onnx_ir as ir
 from burnish.dim_sums import names_of
 from burnish.kv_cache import KV_CACHE, TOKENS, WINDOW
 from burnish.passes.base import Context, Numerics, Pass
-from burnish.passes.cache.group_query import GroupQuery, obstacle
+from burnish.passes.cache.group_query import GroupQuery, group_query_obstacle
 from burnish.passes.cache.layers import Layer, read_layers
 from burnish.passes.cache.lengths import Lengths
+from burnish.passes.cache.tensor_scatter import TensorScatter, tensor_scatter_obstacle
 from burnish.passes.editing import Editor
 from burnish.passes.matching import scopes
 from burnish.passes.shapes import Shapes
@@ -94,7 +95,10 @@ class LowerKvCache(Pass):
         if _new_tokens(model, layers[0], shapes) is None:
             yield first, "no input is as long as the new tokens"
         for layer in layers:
-            why = obstacle(layer, shapes, target)
+            if self._form(target) == "tensor-scatter":
+                why = tensor_scatter_obstacle(layer, shapes, target, opset)
+            else:
+                why = group_query_obstacle(layer, shapes, target)
             if why is not None:
                 yield layer.found.nodes[-1], why
 
@@ -108,18 +112,19 @@ class LowerKvCache(Pass):
             return 0
         lengths = Lengths(model.graph, editor, layers[0].mask, new, self.name)
         room = _free_dim(model, "room")
-        loose: list[ir.Value | None] = []
+        form = TensorScatter if self._form(context.target) == "tensor-scatter" else GroupQuery
+        loose = [value for layer in layers for node in layer.nodes for value in node.inputs]
         done = 0
         for layer in layers:
             if not context.permit(layer.found.nodes[-1]):
                 break
-            writer = GroupQuery(layer, scope, shapes, lengths)
-            loose += writer.replace(self.name)
-            for past, present in writer.caches:
+            pasts = layer.key.past, layer.value.past
+            presents = form(layer, scope, shapes, lengths).replace(self.name)
+            for past, present in zip(pasts, presents, strict=True):
                 lengths.rewire(past, present=False)
                 lengths.rewire(present, present=True)
                 for value in (past, present):
-                    value.shape = _roomy(value, layers[0].mask, room)
+                    value.shape = _roomy(past, layer.mask, room)
             done += 1
         editor.sweep(loose)
         if done:

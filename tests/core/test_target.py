@@ -1,7 +1,7 @@
 import pytest
 
 from burnish.errors import TargetError
-from burnish.target import TARGETS, QdqRules, Target, get_target
+from burnish.target import TARGETS, CacheRules, QdqRules, Target, get_target
 
 
 def test_the_four_targets() -> None:
@@ -35,3 +35,13 @@ def test_contradictions_cannot_be_built() -> None:
         Target("odd", "OddExecutionProvider", qdq=rules)
     with pytest.raises(TargetError, match="DynamicQuantizeMatMul"):
         Target("odd", "OddExecutionProvider", dynamic_int8=True)
+    with pytest.raises(TargetError, match="without a GroupQueryAttention kernel"):
+        Target("odd", "OddExecutionProvider", kv_cache=CacheRules("group-query", frozenset({"float32"})))
+
+
+def test_how_caches_are_updated_in_place() -> None:
+    cpu = get_target("cpu").kv_cache
+    assert cpu is not None
+    assert cpu.form == "group-query"
+    assert "float32" in cpu.dtypes
+    assert get_target("openvino").kv_cache is None

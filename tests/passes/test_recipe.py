@@ -24,6 +24,7 @@ class Probe(Pass):
     packed: bool = True
     how: Literal["channel", "tensor"] = "channel"
     only: str | None = None
+    form: Literal["round", "square"] | None = None
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         return 0
@@ -43,6 +44,7 @@ def _probe(monkeypatch: pytest.MonkeyPatch) -> None:
         "remove-identity,probe",
         "probe{size=4}",
         "probe{size=-1,ratio=0.25,packed=false,how=tensor,only=fc.*}",
+        "probe{form=square}",
     ],
 )
 def test_round_trip(text: str) -> None:
@@ -72,6 +74,7 @@ def test_a_default_is_not_printed() -> None:
         ("probe{size=big}", "RECIPE_OPTION_VALUE", "'big'", "It takes a int."),
         ("probe{packed=maybe}", "RECIPE_OPTION_VALUE", "'maybe'", "It takes a bool."),
         ("probe{how=block}", "RECIPE_OPTION_VALUE", "'block'", "It is one of: channel, tensor."),
+        ("probe{form=oval}", "RECIPE_OPTION_VALUE", "'oval'", "It is one of: round, square."),
         ("probe{", "RECIPE_SYNTAX", "character 0", "Write passes as"),
         ("probe probe", "RECIPE_SYNTAX", "character 0", "Write passes as"),
         ("Fuse!", "RECIPE_SYNTAX", "'Fuse!'", "Write passes as"),

@@ -23,6 +23,23 @@ def shape_of(expression: str, *, inputs: str = "float[batch, sequence, 8] x", **
     return spelt(facts(f"g ({inputs}) => (z) {{ y = {expression} z = Identity (y) }}", **options)["y"].shape)
 
 
+@pytest.mark.parametrize(
+    ("expression", "inputs", "shape"),
+    [
+        ("MultiHeadAttention <num_heads = 2> (x, k, k)", "float[b, t, 12] k", "batch,sequence,12"),
+        ("MultiHeadAttention <num_heads = 2> (x, k, k)", "float[b, 2, t, 6] k", "batch,sequence,12"),
+        ("MultiHeadAttention <num_heads = 2> (k)", "float[b, t, 2, 3, 4] k", "?"),
+        (
+            "GroupQueryAttention <num_heads = 2, kv_num_heads = 1> (x, k, k, , , l, n)",
+            "float[b, t, 4] k, int32[b] l, int32[1] n", "batch,sequence,8",
+        ),
+    ],
+)  # fmt: skip
+def test_shapes_of_onnxruntimes_attentions(expression: str, inputs: str, shape: str) -> None:
+    given = f"float[batch, sequence, 8] x, {inputs}"
+    assert shape_of(f"com.microsoft.{expression}", inputs=given) == shape
+
+
 def test_dims_are_polynomials() -> None:
     assert B * S == S * B
     assert (B + S) * Dim.of(2) - S == B * Dim.of(2) + S
