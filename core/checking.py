@@ -51,8 +51,8 @@ class DifferentialChecker:
 
     Args:
         interface: inputs, meanings and ranges of the models to compare.
-        samples: real inputs, on which lossy steps are judged (random ones otherwise). Lossy steps run on
-            the random ones too, where shapes and the places of NaN must fit.
+        samples: real inputs, on which lossy and coarse steps are judged (random ones otherwise). Those run
+            on the random ones too, where shapes and the places of NaN must fit.
         seed: of the random inputs; the same seed gives the same inputs.
     """
 
@@ -91,7 +91,7 @@ class DifferentialChecker:
         return (*self._dropped, *(short if few else ()))
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
-        real = numerics is Numerics.LOSSY and bool(self._real)
+        real = numerics.by_norm and bool(self._real)
         reference = self._reference(before, real)
         cases = self._cases(real)
         sizes = tuple(assignment for assignment, _ in cases)
@@ -102,7 +102,7 @@ class DifferentialChecker:
             return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
         if not deployed:
             self._cached = (after, real, actual)
-        lossy = numerics is Numerics.LOSSY
+        lossy = numerics.by_norm
         found = [worst(a, b, lossy=lossy) for a, b in zip(reference, actual, strict=True)]
         index = max(self._judging(found, real), key=lambda i: found[i].judged(lossy=lossy))
         return Verdict(found[index], sizes, cases[index][0])

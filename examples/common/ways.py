@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from burnish.runtime.threads import plan_threads
 Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 
-THREADS = plan_threads().intra_op
+THREADS = plan_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or None).intra_op
+"""Of torch and onnxruntime alike: what OMP_NUM_THREADS says, or what this machine has."""
 
 
 @dataclasses.dataclass(frozen=True)
