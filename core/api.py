@@ -292,5 +292,5 @@ def _samples(
             "The calibration data holds no sample.", "Give at least one.", code="CALIB_EMPTY"
         )
     for number, sample in enumerate(samples):
-        check_sample(number, sample, specs)
+        check_sample(number, sample, specs, source.manifest.dims)
     return samples, []
