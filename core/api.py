@@ -193,16 +193,16 @@ def _deployed(
     """The last check: the end against the start, as deployed (onnxruntime's optimiser on)."""
     kept = {r.step for r in outcome.receipts if r.status == "kept"}
     lossy = any(p.numerics is Numerics.LOSSY and str(p) in kept for p in recipe.passes)
-    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING
+    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING.on(source.model)
     verdict = checker.deployed(source.model, outcome.model, numerics)
-    if not verdict.difference.within(numerics.tolerance, lossy=lossy):
+    if not verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm):
         raise MismatchError(
             f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
             f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
             "Every pass alone kept its promise, so onnxruntime rewrites the result; please report it.",
             code="MISMATCH_DEPLOYED",
         )
-    rel = verdict.difference.l2 if lossy else verdict.difference.max_rel
+    rel = verdict.difference.l2 if numerics.by_norm else verdict.difference.max_rel
     if target.provider == "CPUExecutionProvider":
         notes = (*notes, executed(outcome.model))
     return Receipt(
@@ -292,5 +292,5 @@ def _samples(
             "The calibration data holds no sample.", "Give at least one.", code="CALIB_EMPTY"
         )
     for number, sample in enumerate(samples):
-        check_sample(number, sample, specs)
+        check_sample(number, sample, specs, source.manifest.dims)
     return samples, []

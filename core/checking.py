@@ -53,8 +53,8 @@ class DifferentialChecker:
 
     Args:
         interface: inputs, meanings and ranges of the models to compare.
-        samples: real inputs, on which lossy steps are judged (random ones otherwise). Lossy steps run on
-            the random ones too, where shapes and the places of NaN must fit.
+        samples: real inputs, on which lossy and coarse steps are judged (random ones otherwise). Those run
+            on the random ones too, where shapes and the places of NaN must fit.
         seed: of the random inputs; the same seed gives the same inputs.
     """
 
@@ -93,7 +93,7 @@ class DifferentialChecker:
         return (*self._dropped, *(short if few else ()))
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
-        real = numerics is Numerics.LOSSY and bool(self._real)
+        real = numerics.by_norm and bool(self._real)
         promise = self._promise(before, after)
         reference, cases, judges = self._reference(before, real, promise)
         sizes = tuple(assignment for assignment, _ in cases)
@@ -104,7 +104,7 @@ class DifferentialChecker:
             return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
         if not deployed:
             self._cached = (after, real, promise, actual)
-        lossy = numerics is Numerics.LOSSY
+        lossy = numerics.by_norm
         found = [worst(a, b, lossy=lossy) for a, b in zip(reference, actual, strict=True)]
         index = max(_judging(found, judges), key=lambda i: found[i].judged(lossy=lossy))
         return Verdict(found[index], sizes, cases[index][0])

@@ -49,7 +49,7 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     max_abs_error: float | None = None
     """None: nothing changed, so nothing was compared."""
     max_rel_error: float | None = None
-    """Largest |a - b| / max(1, max |b|) of an output; relative L2 norm for a lossy step."""
+    """Largest |a - b| / max(1, max |b|) of an output; relative L2 norm for a lossy or coarse step."""
     nodes_before: int = 0
     nodes_after: int = 0
     assignments: tuple[dict[str, int], ...] = ()

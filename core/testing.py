@@ -138,5 +138,4 @@ def _assert_same_numbers(
     for number, assignment in enumerate(assignments(specs, dims)):
         feeds = make_feeds(specs, assignment, seed=seed + number)
         apart = worst(before(feeds), after(feeds))
-        lossy = numerics is Numerics.LOSSY
-        assert apart.within(numerics.tolerance, lossy=lossy), f"{apart} at {assignment}.{story}"
+        assert apart.within(numerics.tolerance, lossy=numerics.by_norm), f"{apart} at {assignment}.{story}"

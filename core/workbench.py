@@ -83,7 +83,7 @@ class Workbench:
         with model_file(expose(model, names)) as source:
             ranges = calibrate(
                 source, self._fitting(model, self._samples), names, method=self._calibration,
-                specs=self._interface.inputs, progress=self._progress,
+                specs=self._interface.inputs, dims=self._interface.dims, progress=self._progress,
             )  # fmt: skip
         return {name: Range(low, high) for name, (low, high) in ranges.items()}
 

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from common.command import options
-from common.table import compare
-from common.texts import reuters
-from common.training import classified, seed, shuffled, train
-from common.ways import accuracy, convert, in_torch
 
 import burnish
 from burnish.benchmarks.demo.minilm import Tokens
 from burnish.benchmarks.kit import fetch
 from burnish.exporter.sources import resolve
+from common.command import options
+from common.table import compare
+from common.texts import reuters
+from common.training import classified, seed, shuffled, train
+from common.ways import accuracy, convert, in_torch
 
 BATCH = 16
 
@@ -67,7 +67,7 @@ def main() -> None:
 
     model = Classifier(resolve(weights).module, len(topics)).eval()
     in_torch(model)
-    known = batches([pair for pair in learnt])
+    known = batches(learnt)
     features = embedded(model, [feeds for feeds, _ in known])
     labels = torch.from_numpy(np.concatenate([truth for _, truth in known]))
     model.encoder.requires_grad_(False)

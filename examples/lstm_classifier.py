@@ -5,14 +5,14 @@
 
 import numpy as np
 import torch
+from tensorboardX import SummaryWriter
+
+import burnish
 from common.command import options
 from common.table import compare
 from common.texts import PADDING, numbered, reuters, vocabulary
 from common.training import classified, seed, shuffled, train
 from common.ways import accuracy, convert
-from tensorboardX import SummaryWriter
-
-import burnish
 
 WORDS, WIDTH, LONGEST = 8000, 96, 64
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 import torch
+from sklearn.datasets import load_digits
+
+import burnish
 from common.command import options
 from common.table import compare
 from common.training import classified, seed, shuffled, train
 from common.ways import accuracy, convert
-from sklearn.datasets import load_digits
-
-import burnish
 
 CLASSES, SIDE = 10, 10
 

@@ -29,16 +29,40 @@ class Numerics(enum.Enum):
     Floating outputs are compared by `max |a - b| <= tolerance * max(1, max |b|)`, so the tolerance is
     relative to the largest magnitude in the output. LOSSY is judged by the relative L2 norm
     `|a - b| / |b|` instead. Integer and boolean outputs must be equal, except under LOSSY.
+
+    No pass declares COARSE: it is what ROUNDING means on a model that rounds to integers (`on`), where the
+    last bit of a float decides between two integers. It is judged as LOSSY is.
     """
 
     EXACT = 0.0
     ROUNDING = 1e-4
+    COARSE = 0.1
     LOSSY = 0.35
 
     @property
     def tolerance(self) -> float:
         """The declared bound; see the class."""
         return float(self.value)
+
+    @property
+    def by_norm(self) -> bool:
+        """Judged by the relative L2 norm, not by the largest difference."""
+        return self in (Numerics.COARSE, Numerics.LOSSY)
+
+    def on(self, model: ir.Model) -> Numerics:
+        """What a pass that declares this can keep on that model."""
+        if self is Numerics.ROUNDING and any(map(_rounds, _nodes(model))):
+            return Numerics.COARSE
+        return self
+
+
+def _nodes(model: ir.Model) -> Iterator[ir.Node]:
+    return (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes())
+
+
+def _rounds(node: ir.Node) -> bool:
+    """True for an op that makes integers of floats by a scale: QuantizeLinear, DynamicQuantizeMatMul ..."""
+    return node.op_type.startswith(("Quantize", "DynamicQuantize", "QLinear"))
 
 
 @final

@@ -97,7 +97,7 @@ def run_recipe(
 def _step(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
 ) -> tuple[ir.Model, Receipt]:
-    started = time.perf_counter()
+    started, numerics = time.perf_counter(), pass_.numerics.on(current)
     try:
         candidate, log = _apply(pass_, current, context, None)
     except PassError as failure:
@@ -105,18 +105,18 @@ def _step(
             raise
         return current, _rolled_back(pass_, current, failure, started)
     receipt = Receipt(
-        step=str(pass_), rewrites=len(log.rewrites), numerics=pass_.numerics.name.lower(),
+        step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(),
         nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log),
         measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
         return current, _stamp(receipt, started, status="unchanged")
-    verdict = check(current, candidate, pass_.numerics)
+    verdict = check(current, candidate, numerics)
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
-        max_rel_error=_judged(verdict, pass_.numerics), assignments=verdict.assignments,
+        max_rel_error=_judged(verdict, numerics), assignments=verdict.assignments,
     )  # fmt: skip
-    if _kept(verdict, pass_.numerics):
+    if _kept(verdict, numerics):
         return candidate, receipt
     error = _mismatch(pass_, current, context, check, verdict)
     if on_mismatch == "refuse":
@@ -173,24 +173,23 @@ def _notes(log: Context) -> tuple[str, ...]:
 
 
 def _judged(verdict: Verdict, numerics: Numerics) -> float:
-    lossy = numerics is Numerics.LOSSY
-    return verdict.difference.l2 if lossy else verdict.difference.max_rel
+    return verdict.difference.l2 if numerics.by_norm else verdict.difference.max_rel
 
 
 def _kept(verdict: Verdict, numerics: Numerics) -> bool:
-    return verdict.difference.within(numerics.tolerance, lossy=numerics is Numerics.LOSSY)
+    return verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm)
 
 
 def _mismatch(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict
 ) -> MismatchError:
-    guilty = _bisect(pass_, current, context, check)
+    guilty, numerics = _bisect(pass_, current, context, check), pass_.numerics.on(current)
     place = f" in the rewrite of node {guilty.node!r} (value {guilty.value!r})" if guilty else ""
     sizes = ", ".join(f"{name}={size}" for name, size in (verdict.failed_at or {}).items())
     at = f" at {sizes}" if sizes else ""
     apart = verdict.failure or (
-        f"output {verdict.difference.name!r} differs by {_judged(verdict, pass_.numerics):.3g}, "
-        f"allowed is {pass_.numerics.tolerance:g}"
+        f"output {verdict.difference.name!r} differs by {_judged(verdict, numerics):.3g}, "
+        f"allowed is {numerics.tolerance:g}"
     )
     return MismatchError(
         f"Pass {pass_.name!r} changed the result{place}{at}: {apart}.",
@@ -205,11 +204,11 @@ def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker) ->
     depends on more than them).
     """
     _, log = _apply(pass_, current, context, None)
-    good, bad = 0, len(log.rewrites)
+    good, bad, numerics = 0, len(log.rewrites), pass_.numerics.on(current)
     while bad - good > 1:
         middle = (good + bad) // 2
         candidate, _ = _apply(pass_, current, context, middle)
-        if _kept(check(current, candidate, pass_.numerics), pass_.numerics):
+        if _kept(check(current, candidate, numerics), numerics):
             good = middle
         else:
             bad = middle

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from burnish.errors import CalibrationError, nearest
-from burnish.manifest import TensorSpec
+from burnish.manifest import DimRange, TensorSpec
 from burnish.runtime.reference import ModelSource, Reference
 from burnish.runtime.samples import check_sample
 
@@ -132,6 +132,7 @@ def calibrate(
     method: str = "minmax",
     percent: float = 99.999,
     specs: Sequence[TensorSpec] = (),
+    dims: Mapping[str, DimRange] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     threads: int = 1,
 ) -> dict[str, Bounds]:
@@ -145,6 +146,7 @@ def calibrate(
             whose 8-bit rounding has the smallest squared error).
         percent: for `percentile`, the share of values that the range holds.
         specs: the model's inputs, to check every sample against; empty: not checked beforehand.
+        dims: the ranges of its dynamic dims: an input may be empty where one that may be 0 is.
         progress: told ("calibrate", samples done, samples in all or 0 where unknown) after each sample.
         threads: intra-op threads.
 
@@ -164,7 +166,7 @@ def calibrate(
     found = {name: Histogram() for name in names}
     done = 0
     for feeds in samples:
-        check_sample(done, feeds, specs)
+        check_sample(done, feeds, specs, dims)
         for name, array in run(feeds, list(names)).items():
             _observe(found[name], array, method, f"Value {name!r} on calibration sample {done}")
         done += 1

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from burnish.errors import CalibrationError
 from burnish.feeds import assignments, dtype_of, make_feeds
-from burnish.manifest import Manifest, TensorSpec
+from burnish.manifest import DimRange, Manifest, TensorSpec
 
 Feeds = dict[str, npt.NDArray[np.generic]]
 """One array for each input of the model, by name."""
@@ -61,9 +61,19 @@ def random_samples(manifest: Manifest, *, count: int = 16, seed: int = 0) -> lis
 
 
 def check_sample(
-    number: int, sample: Mapping[str, npt.NDArray[np.generic]], specs: Sequence[TensorSpec]
+    number: int,
+    sample: Mapping[str, npt.NDArray[np.generic]],
+    specs: Sequence[TensorSpec],
+    dims: Mapping[str, DimRange] | None = None,
 ) -> None:
     """Check one sample against the model's inputs; without specs, only that its floats are finite.
+
+    Args:
+        number: of the sample, from 0.
+        sample: an array for each input.
+        specs: the model's inputs.
+        dims: the ranges of dynamic dims, by name: an array may be empty where one that may be 0 is (the
+            cache of a decoder, before the first token).
 
     Raises:
         CalibrationError: CALIB_MISSING, CALIB_UNKNOWN, CALIB_DTYPE, CALIB_SHAPE, CALIB_EMPTY or
@@ -76,20 +86,24 @@ def check_sample(
     for spec in specs:
         if spec.name not in sample:
             raise _error(number, spec.name, "is missing", "CALIB_MISSING")
-        _check_array(number, spec, np.asarray(sample[spec.name]), sizes)
+        _check_array(number, spec, np.asarray(sample[spec.name]), sizes, dims or {})
     for name, array in sample.items():
         if np.asarray(array).dtype.kind in "fc" and not np.isfinite(array).all():
             raise _error(number, name, "holds NaN or infinity", "CALIB_NONFINITE")
 
 
 def _check_array(
-    number: int, spec: TensorSpec, array: npt.NDArray[np.generic], sizes: dict[str, int]
+    number: int,
+    spec: TensorSpec,
+    array: npt.NDArray[np.generic],
+    sizes: dict[str, int],
+    dims: Mapping[str, DimRange],
 ) -> None:
     wanted = dtype_of(spec.dtype)
     if array.dtype != wanted:
         why = f"has dtype {array.dtype}, the model wants {wanted}"
         raise _error(number, spec.name, why, "CALIB_DTYPE")
-    if not array.size:
+    if not array.size and not _may_be_empty(array.shape, spec, dims):
         raise _error(number, spec.name, f"is empty, shape {list(array.shape)}", "CALIB_EMPTY")
     if spec.shape is not None and not _fits(array.shape, spec, sizes):
         shown = ", ".join("?" if dim is None else str(dim) for dim in spec.shape)
@@ -97,6 +111,14 @@ def _check_array(
         also = [f"{dim} = {sizes[dim]}" for dim in spec.shape if isinstance(dim, str) and dim in sizes]
         why += f" with {', '.join(also)}" if also and len(array.shape) == len(spec.shape) else ""
         raise _error(number, spec.name, why, "CALIB_SHAPE")
+
+
+def _may_be_empty(shape: tuple[int, ...], spec: TensorSpec, dims: Mapping[str, DimRange]) -> bool:
+    """True when every axis of size 0 is a dim that may be 0; of another rank it says nothing."""
+    if len(shape) != len(spec.shape or ()):
+        return False
+    empty = [dim for dim, size in zip(spec.shape or (), shape, strict=True) if size == 0]
+    return all(isinstance(dim, str) and dim in dims and dims[dim].min == 0 for dim in empty)
 
 
 def _fits(shape: tuple[int, ...], spec: TensorSpec, sizes: dict[str, int]) -> bool:

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
-from common.ways import THREADS, Way
 from rich.console import Console
 from rich.table import Table
 
 from burnish.benchmarks.demo.report import machine
 from burnish.benchmarks.measure import interleave
+from common.ways import THREADS, Way
 
 
 class Row(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 
 import burnish
+from burnish.exporter.modules import parameter
 from burnish.runtime.options import IN_TURNS
 from burnish.runtime.threads import plan_threads
 
 Feeds = Mapping[str, np.ndarray]
 Run = Callable[[Feeds], Mapping[str, np.ndarray]]
 
-THREADS = plan_threads().intra_op
+THREADS = plan_threads(int(os.environ.get("OMP_NUM_THREADS", "0")) or None).intra_op
+"""Of torch and onnxruntime alike: what OMP_NUM_THREADS says, or what this machine has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +67,15 @@ def convert(
 
 
 def in_torch(module: torch.nn.Module) -> Way:
-    """The module itself, in eval mode; it returns logits."""
+    """The module itself, in eval mode; it returns logits, or outputs by name."""
     torch.set_num_threads(THREADS)
     module.eval()
 
     def run(feeds: Feeds) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            logits = module(**{name: torch.from_numpy(array) for name, array in feeds.items()})
-        return {"logits": logits.numpy()}
+            found = module(**{parameter(name): torch.from_numpy(array) for name, array in feeds.items()})
+        found = found if isinstance(found, Mapping) else {"logits": found}
+        return {name: tensor.numpy() for name, tensor in found.items()}
 
     return Way("torch", run, size_of(module))
 

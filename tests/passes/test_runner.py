@@ -134,6 +134,50 @@ def test_a_model_that_no_longer_loads_is_a_mismatch() -> None:
         run(Breaks())
 
 
+# Half a step exactly: 0.005 / 0.01 rounds to 0, and the next float above it to 1.
+TIE = """
+    g (float[batch, 4] x) => (float[batch, 4] y) <
+        float half = {0.005}, float nothing = {0}, float step = {0.01}, int8 zero = {0}
+    > {
+        n = Mul (x, nothing)
+        a = Add (n, half)
+        q = QuantizeLinear (a, step, zero)
+        d = DequantizeLinear (q, step, zero)
+        y = Add (x, d)
+    }
+"""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Nudge(Pass):
+    """Changes a constant: by its last bit, as float passes do, or by much."""
+
+    name: ClassVar[str] = "nudge"
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    by: float = 1e-7
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        node = next(n for n in model.graph if is_op(n, "Add"))
+        if not context.permit(node):
+            return 0
+        half = model.graph.initializers["half"]
+        half.const_value = ir.tensor(np.float32(half.const_value.numpy() + self.by), name="half")
+        return 1
+
+
+def test_a_last_bit_that_decides_a_rounding_to_integers_is_no_mismatch() -> None:
+    (receipt,) = run(Nudge(), text=TIE).receipts
+    assert receipt.numerics == "coarse"
+    assert receipt.max_abs_error == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(MismatchError, match=r"differs by .*, allowed is 0.1"):
+        run(Nudge(by=1.0), text=TIE)
+    with pytest.raises(MismatchError, match=r"allowed is 0.0001"):
+        run(Nudge(by=0.05), text=TIE.replace("QuantizeLinear (a, step, zero)", "Identity (a)", 1).replace(
+            "DequantizeLinear (q, step, zero)", "Identity (q)", 1))  # fmt: skip
+
+
 def test_misses_become_notes() -> None:
     @final
     @dataclasses.dataclass(frozen=True)

@@ -125,6 +125,18 @@ def test_fixed_dim_and_unknown_rank() -> None:
         check_sample(0, {"x": np.ones((9, 4), np.float32), "z": np.ones(1, np.float32)}, fixed)
 
 
+def test_a_cache_may_be_empty_before_the_first_token() -> None:
+    past = TensorSpec("past", "float32", ("batch", 2, "past", 4))
+    feeds = sample() | {"past": np.ones((2, 2, 0, 4), np.float32)}
+    dims = {"past": DimRange(0, 9), "batch": DimRange()}
+    check_sample(0, feeds, (*SPECS, past), dims)
+    for ranges in ({}, {"past": DimRange(1, 9)}):
+        with pytest.raises(CalibrationError, match="'past' of calibration sample 0 is empty"):
+            check_sample(0, feeds, (*SPECS, past), ranges)
+    with pytest.raises(CalibrationError, match="is empty"):
+        check_sample(0, {"past": np.ones((0, 2, 0, 4), np.float32)}, (past,), dims)
+
+
 def test_without_specs_only_finite_counts() -> None:
     check_sample(0, {"anything": np.ones(3)}, ())
     with pytest.raises(CalibrationError, match="NaN"):
