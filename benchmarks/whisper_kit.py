@@ -93,7 +93,9 @@ def _weights(stored: Tensors) -> Iterator[tuple[str, np.ndarray]]:
         yield from _norm(stored, f"model.{side}.layer_norm", f"{side}/layer_norm")
         layers = sorted({name.split("/")[1] for name in stored if name.startswith(f"{side}/layer_")})
         for layer in (name for name in layers if name != "layer_norm"):
-            yield from _layer(stored, f"model.{side}.layers.{layer.removeprefix('layer_')}", f"{side}/{layer}")
+            yield from _layer(
+                stored, f"model.{side}.layers.{layer.removeprefix('layer_')}", f"{side}/{layer}"
+            )
     yield "model.decoder.embed_tokens.weight", stored["decoder/embeddings/weight"]
     for number in (1, 2):
         for kind in ("weight", "bias"):
