@@ -15,6 +15,7 @@ import msgspec
 from burnish.artifact import Artifact
 from burnish.bundle import Bundle
 from burnish.checking import model_file
+from burnish.keeping import check_weights, keep_weights
 from burnish.manifest import Manifest, Receipt
 from burnish.runtime.reference import Reference
 from burnish.sources import left_out, need_folder, write
@@ -50,7 +51,8 @@ def export(
         output: where to write it: an `.onnx` file or a folder.
         seed: of the random inputs on which it is compared.
         options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`,
-            `last_logits_only` (of a language model; default True), `decode_tokens` (how many tokens are
+            `last_logits_only` (of a language model; default True), `weights` (of a GGUF file: "float", or
+            "keep": as stored, where that is exact), `decode_tokens` (how many tokens are
             compared; default 64).
 
     Returns:
@@ -70,8 +72,9 @@ def export(
     if output is not None:
         need_folder(Path(output))
     chosen = {name: options.pop(name) for name in ("task", "last_logits_only") if name in options}
-    tokens = options.pop("decode_tokens", None)
+    tokens, weights = options.pop("decode_tokens", None), options.pop("weights", "float")
     found = resolve(source, example_inputs, **chosen)
+    keep = check_weights(weights, getattr(found, "stored", None))
     if isinstance(found, TorchParts):
         made: Artifact | Bundle = _several(found, opset=opset, seed=seed, tokens=tokens, **options)
     else:
@@ -79,6 +82,8 @@ def export(
         made, graph = _one(
             found, opset=opset, seed=seed, notes=left_out(found.attachments, output), **options
         )
+        if keep:
+            made, graph = keep_weights(made, found.stored, seed=seed)
         if found.model is not None:
             made = _decoded(made, graph, found.model, tokens=tokens, seed=seed)
     if output is None:

@@ -4,8 +4,8 @@
     Q4_1   d·q + m          one part: nibbles q, scale d, zero point 8; and m + 8d for each block
     Q8_0   d·q              two parts: q + 128 = 16·h + l, so 16d·(h - 8) + d·l
 
-d and m are float16 in the file, so every product above is exact in float32; where m + 8d is not, the zero point
-of that matrix is 0. (With 8, far less cancels in a sum of products.) A float zero point -m/d for Q4_1
+d and m are float16 in the file, so every product above is exact in float32; where m + 8d is not, the zero
+point of that matrix is 0. (With 8, far less cancels in a sum of products.) A float zero point -m/d for Q4_1
 would round, and such a kernel is slow on the CPU; so is its 8-bit kernel for float32 inputs (measured with
 onnxruntime 1.31.1, one token: 20 and 16 times slower than these parts).
 """

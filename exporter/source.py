@@ -30,6 +30,8 @@ class TorchSource:
     """Names of the graph's inputs by parameter name, where they differ."""
     model: Any = None
     """The transformers model that greedy decoding is compared with; None where there is nothing to decode."""
+    stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What a GGUF file stores (`burnish.exporter.gguf_weights.StoredTensor`), by state-dict name."""
 
     def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
         """The source with what its folder says of it."""

@@ -20,29 +20,34 @@ if TYPE_CHECKING:
 @click.option("--opset", type=click.IntRange(18, 24), default=20, show_default=True)
 @click.option("--task", metavar="TASK",
               help="feature-extraction or text-classification; default: as config.json says.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["float", "keep"]), default="float", show_default=True,
+              help="Of a GGUF file: dequantised, or kept quantised where that is exact.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
-    source: str, output: str, opset: int, task: str | None, dims: Mapping[str, str], seed: int,
-    as_json: bool,
+    source: str, output: str, opset: int, task: str | None, weights: str, dims: Mapping[str, str],
+    seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
     SOURCE is package.module:callable (imported with the current folder on the path; the callable returns
-    (module, example inputs) or (module, example inputs, dynamic)), or a Hugging Face folder with a text
-    encoder or a sequence classifier. Both are run and compared at several sizes of every dynamic dim.
+    (module, example inputs) or (module, example inputs, dynamic)), a Hugging Face folder, or a GGUF file
+    of the llama family. Both are run and compared at several sizes of every dynamic dim.
 
     \b
     burnish export my_models:build -o model.onnx
     burnish export ./all-MiniLM-L6-v2 -o minilm.burnish --dim sequence=1:256
+    burnish export model.gguf -o model.burnish --weights keep
     """
     ranges = {name: _range(name, text) for name, text in dims.items()}
     from burnish.api import export as run
 
     with console(as_json=True).status(f"Exporting {source}"):
-        artifact = run(source, output=output, opset=opset, task=task, ranges=ranges, seed=seed)
+        artifact = run(
+            source, output=output, opset=opset, task=task, weights=weights, ranges=ranges, seed=seed
+        )
     if as_json:
         emit({"output": output, "inputs": artifact.manifest.inputs, "outputs": artifact.manifest.outputs,
               "dims": artifact.manifest.dims, "receipts": artifact.manifest.receipts})  # fmt: skip

@@ -163,3 +163,45 @@ def test_a_weight_that_differs_stays_float() -> None:
     assert kept.count == 0
     assert "bit for bit" in kept.notes[1]
     assert "w" in model.graph.initializers
+
+
+@pytest.mark.parametrize(
+    ("arch", "kind", "config"),
+    [
+        ("llama", "Q4_1", {"tie_word_embeddings": True}),
+        ("qwen2", "Q8_0", {}),
+        pytest.param("gemma", "Q8_0", {}, marks=pytest.mark.slow),
+        pytest.param("phi3", "Q4_0", {}, marks=pytest.mark.slow),
+        pytest.param("qwen3", "Q4_0", {}, marks=pytest.mark.slow),
+    ],
+)
+def test_whole_model(
+    make_gguf: MakeGguf, tmp_path: Path, arch: str, kind: str, config: dict[str, Any]
+) -> None:
+    """Exported with every matrix kept, compared with the float graph, and decoded like PyTorch."""
+    import burnish
+
+    path, _ = make_gguf(arch, kind, config={"num_hidden_layers": 1, **config})
+    artifact = burnish.export(path, output=tmp_path / "kept.burnish", weights="keep", decode_tokens=8)
+    export, keep, decode = artifact.manifest.receipts
+    assert (export.step, keep.step, decode.step) == ("export", "keep-weights", "decode")
+    assert keep.max_rel_error is not None
+    assert keep.max_rel_error < 2e-5
+    matrices = [name for name, v in artifact.model.graph.initializers.items() if v.shape.rank() == 2]
+    assert all(".scales" in name or name.startswith(("minima", "zero_points")) for name in matrices)
+    assert keep.notes == (f"kept as the file stores them, exactly: {kind} ({keep.rewrites})",)
+    assert keep.rewrites == {"phi3": 6, "llama": 8, "gemma": 8}.get(arch, 9)
+    assert "tokenizer.json" in {path.name for path in (artifact.path or tmp_path).iterdir()}
+
+
+def test_weights_that_are_not_there_or_not_known() -> None:
+    import torch
+
+    import burnish
+    from burnish.errors import ExportError
+
+    module = torch.nn.Linear(2, 3)
+    for weights, said in (("keep", "Only the weights of a GGUF file"), ("kept", "Did you mean 'keep'")):
+        with pytest.raises(ExportError, match=said) as caught:
+            burnish.export(module, (torch.ones(1, 2),), weights=weights)
+        assert caught.value.code == "EXPORT_WEIGHTS"
