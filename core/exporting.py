@@ -15,6 +15,7 @@ import msgspec
 from burnish.artifact import Artifact
 from burnish.bundle import Bundle
 from burnish.checking import model_file
+from burnish.keeping import check_weights, keep_weights
 from burnish.manifest import Manifest, Receipt
 from burnish.runtime.reference import Reference
 from burnish.sources import left_out, need_folder, write
@@ -54,8 +55,9 @@ def export(
         output: where to write it: an `.onnx` file or a folder.
         seed: of the random inputs on which it is compared.
         options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`,
-            `last_logits_only` (of a language model; default True), `decode_tokens` (how many are compared;
-            default 64), `trust_code` (load pickles and folders with code of their own: both run code).
+            `last_logits_only` (of a language model; default True), `weights` (of a GGUF file: "float", or
+            "keep": as stored, where that is exact), `decode_tokens` (how many are compared; default 64),
+            `trust_code` (load pickles and folders with code of their own: both run code).
 
     Returns:
         The artifact; its first receipt is the comparison.
@@ -75,8 +77,9 @@ def export(
     from burnish.exporter.sources import resolve
 
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
-    tokens = options.pop("decode_tokens", None)
+    tokens, weights = options.pop("decode_tokens", None), options.pop("weights", "float")
     found = resolve(source, example_inputs, **chosen)
+    keep = check_weights(weights, getattr(found, "stored", None))
     if isinstance(found, TorchParts):
         made: Artifact | Bundle = _several(found, opset=opset, seed=seed, tokens=tokens, **options)
     else:
@@ -84,6 +87,8 @@ def export(
         made, graph = _one(
             found, opset=opset, seed=seed, notes=left_out(found.attachments, output), **options
         )
+        if keep:
+            made, graph = keep_weights(made, found.stored, seed=seed)
         if found.model is not None:
             made = _decoded(made, graph, found.model, tokens=tokens, seed=seed)
     if output is None:

@@ -55,7 +55,15 @@ def gguf_source(path: Path, *, last_logits_only: bool = True) -> TorchSource:
     """A GGUF file as a decoder to export: see `load_gguf`, and `burnish.exporter.causal`."""
     found = load_gguf(path)
     source = causal_source(found.module, last_logits_only=last_logits_only)
+    source = dataclasses.replace(source, stored=_with_tied(found))
     return source.described(found.description, found.attachments, found.notes)
+
+
+def _with_tied(found: GgufModel) -> dict[str, StoredTensor]:
+    """What is stored, under the names of tied weights too: a graph has them under one, whichever it is."""
+    weights = dict(found.module.named_parameters(remove_duplicate=False))
+    stored = {id(weights[name]): tensor for name, tensor in found.stored.items() if name in weights}
+    return {name: stored[id(weight)] for name, weight in weights.items() if id(weight) in stored}
 
 
 def load_gguf(path: str | Path, *, dtype: Any = None) -> GgufModel:

@@ -35,6 +35,8 @@ class TorchSource:
     """The transformers model that greedy decoding is compared with; None where there is nothing to decode."""
     program: Any = None
     """The `torch.export.ExportedProgram` that the module is, where torch has traced it already."""
+    stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What a GGUF file stores (`burnish.exporter.gguf_weights.StoredTensor`), by state-dict name."""
 
     def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
         """The source with what its folder says of it."""

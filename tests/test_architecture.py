@@ -20,7 +20,8 @@ FORBIDDEN = {
 }  # fmt: skip
 # The spine imports none of the other parts; what orchestrates them lives in core/ too and may.
 ORCHESTRATION = {
-    "api", "checking", "exporting", "inspection", "loading", "sources", "testing", "upgrading", "workbench",
+    "api", "checking", "exporting", "inspection", "keeping", "loading", "sources", "testing", "upgrading",
+    "workbench",
     "__init__",
 }  # fmt: skip
 

@@ -26,23 +26,27 @@ if TYPE_CHECKING:
               help="Name of an axis that varies (x.0=batch), for such a module.")  # fmt: skip
 @click.option("--trust-code", is_flag=True,
               help="Load .pt, .pt2, .bin and folders with own code: this runs the code.")  # fmt: skip
+@click.option("--weights", type=click.Choice(["float", "keep"]), default="float", show_default=True,
+              help="Of a GGUF file: dequantised, or kept quantised where that is exact.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
     source: str, output: str, opset: int, task: str | None, inputs: str | None, dynamic: Mapping[str, str],
-    trust_code: bool, dims: Mapping[str, str], seed: int, as_json: bool,
+    trust_code: bool, weights: str, dims: Mapping[str, str], seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
     SOURCE is package.module:callable (imported with the current folder on the path; the callable returns
-    (module, example inputs) or (module, example inputs, dynamic)), a Hugging Face folder, or an .onnx file,
-    which is moved to the opset. It is run and compared with its export at several sizes of every dynamic dim.
+    (module, example inputs) or (module, example inputs, dynamic)), a Hugging Face folder, a GGUF file of
+    the llama family, or an .onnx file, which is moved to the opset. It is run and compared with its export
+    at several sizes of every dynamic dim.
 
     \b
     burnish export my_models:build -o model.onnx
     burnish export ./all-MiniLM-L6-v2 -o minilm.burnish --dim sequence=1:256
+    burnish export model.gguf -o model.burnish --weights keep
     """
     ranges = {name: _range(name, text) for name, text in dims.items()}
     from burnish.api import export as run
@@ -52,7 +56,7 @@ def export(
     with console(as_json=True).status(f"Exporting {source}"):
         artifact = run(
             source, inputs, dynamic=_axes(dynamic), output=output, opset=opset, task=task, ranges=ranges,
-            seed=seed, trust_code=trust_code,
+            seed=seed, trust_code=trust_code, weights=weights,
         )  # fmt: skip
     if as_json:
         emit({"output": output, "inputs": artifact.manifest.inputs, "outputs": artifact.manifest.outputs,

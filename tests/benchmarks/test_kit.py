@@ -142,6 +142,43 @@ def test_source_archive(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "out/data").iterdir()] == ["a.txt"]
 
 
+def packed(folder: str, files: dict[str, bytes]) -> bytes:
+    """A .tar.gz whose files lie below a top folder."""
+    held = io.BytesIO()
+    with tarfile.open(fileobj=held, mode="w:gz") as bundle:
+        for name, data in files.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(data)
+            bundle.addfile(member, io.BytesIO(data))
+    return held.getvalue()
+
+
+def test_archive_inside_the_archive(index: Path, tmp_path: Path) -> None:
+    inner = packed("inside", {"a.txt": b"alpha", "b.txt": b"beta"})
+    package = package_of(make_wheel(index, {"tiny/data/more.tar.gz": inner}), "a.txt")
+    # Of a wheel, names are whole; below the top folder only in what is inside.
+    home = fetch(dataclasses.replace(package, inner="tiny/data/more.tar.gz"), cache=tmp_path / "cache")
+    kept = sorted(p.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file())
+    assert kept == ["a.txt", "kit.json"]
+    assert [p.name for p in home.parent.iterdir()] == ["tiny-kit-1.0"], "no temporary folder stays"
+
+
+def test_archive_inside_a_source_archive(tmp_path: Path) -> None:
+    archive = tmp_path / "tiny-kit-1.0.tar.gz"
+    archive.write_bytes(packed("tiny-kit-1.0", {"data/more.tar.gz": packed("in", {"a.txt": b"alpha"})}))
+    package = package_of(archive, "a.txt", source=True, inner="data/more.tar.gz")
+    inner = kit._inner_archive(archive, package, tmp_path / "inner")
+    kit._unpack(inner, package, tmp_path / "out")
+    assert (tmp_path / "out/a.txt").read_bytes() == b"alpha"
+
+
+def test_inner_archive_that_is_not_there(index: Path, tmp_path: Path) -> None:
+    package = package_of(make_wheel(index, FILES), "a.txt", inner="tiny/data/absent.tar.gz")
+    with pytest.raises(KitError, match=r"has no 'tiny/data/absent.tar.gz'") as caught:
+        fetch(package, cache=tmp_path / "cache")
+    assert caught.value.code == "KIT_MEMBER"
+
+
 def test_cache_that_cannot_be_written(index: Path, tmp_path: Path) -> None:
     package = package_of(make_wheel(index, FILES), "tiny/data/")
     (tmp_path / "file").write_text("not a folder")
