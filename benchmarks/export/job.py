@@ -51,7 +51,7 @@ class Row(msgspec.Struct, omit_defaults=True):
     compared: int = 0
     refused: int = 0
     seconds: float | None = None
-    """Of exporting, with what the exporter itself checks."""
+    """Of the processor, of exporting, with what the exporter itself checks."""
     peak_mb: float | None = None
     """Memory that exporting added to the process, at its peak."""
     nodes: int | None = None
@@ -88,11 +88,11 @@ def _run(request: Request, row: Row, folder: Path) -> None:
     case = load(request.case, folder / "source")
     row.model, row.form, row.notes, row.stage = type(case.module).__name__, case.form, case.notes, "export"
     _forget_peak()
-    before, started = memory_mb("VmRSS"), time.perf_counter()
+    before, started = memory_mb("VmRSS"), time.process_time()
     with evaluating(case.module), quiet():
         export = peers.EXPORTERS[request.exporter]
         product, costs = export(case, folder / "output", Path(request.peers) if request.peers else None)
-    row.seconds = costs.get("seconds", round(time.perf_counter() - started, 2))
+    row.seconds = costs.get("seconds", round(time.process_time() - started, 2))
     row.peak_mb = costs.get("peak_mb", round(memory_mb("VmHWM") - before))
     row.nodes, row.stage = sum(map(_count, product.files.values())), "judge"
     verdict = judge(case, product)

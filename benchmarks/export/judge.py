@@ -7,8 +7,9 @@ graph runs in onnxruntime on the CPU, its optimiser off and on, at every combina
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -81,6 +82,7 @@ def judge_graph(case: Loaded, path: Path) -> Verdict:
     worst = 0.0
     for number, sizes in enumerate(assignments(case)):
         feeds = tensors_at(case, sizes, number)
+        feeds |= _also(case, runner.inputs, feeds)
         try:
             wanted = reference(case, feeds)
         except Exception:  # noqa: BLE001 - the module is anybody's code; how often it refuses is counted
@@ -138,6 +140,23 @@ def tensors_at(case: Loaded, sizes: Mapping[str, int], seed: int) -> dict[str, A
     }
 
 
+def _also(case: Loaded, wanted: Iterable[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """What the graph wants beside the case's inputs, where the module takes it: the values it defaults to."""
+    takes = inspect.signature(case.module.forward).parameters
+    made = {}
+    for name in wanted:
+        like = feeds.get("decoder_input_ids" if name.startswith("decoder_") else "input_ids")
+        if name in feeds or name not in takes or like is None:
+            continue
+        if name.endswith("attention_mask"):
+            made[name] = torch.ones_like(like)
+        elif name.endswith("position_ids"):
+            made[name] = torch.arange(like.shape[1]).expand(like.shape).clone()
+        elif name == "token_type_ids":
+            made[name] = torch.zeros_like(like)
+    return made
+
+
 def reference(case: Loaded, feeds: Mapping[str, Any]) -> Arrays:
     """The module's tensors, by the names of its output, nested ones by path."""
     with evaluating(case.module), quiet():
@@ -148,8 +167,6 @@ def reference(case: Loaded, feeds: Mapping[str, Any]) -> Arrays:
 
 def flags(case: Loaded) -> dict[str, Any]:
     """Keywords that keep caches out of a transformers model's output."""
-    import inspect
-
     takes = inspect.signature(case.module.forward).parameters
     return {"use_cache": False} if case.folder is not None and "use_cache" in takes else {}
 
