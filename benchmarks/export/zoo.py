@@ -20,48 +20,67 @@ from burnish.exporter.needs import need
 from burnish.exporter.quiet import quiet
 from burnish.exporter.tasks import TASKS, loader_of
 
-_ZOO: Final[Mapping[str, str]] = {
+_TABLE: Final[Mapping[str, str]] = {
     "text-generation": """
-        llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neo gpt_neox gptj gpt_bigcode codegen
-        opt bloom falcon mpt stablelm starcoder2 olmo olmo2 olmo3 cohere cohere2 granite glm glm4 exaone4 ernie4_5
-        smollm3 nemotron persimmon helium biogpt xglm arcee apertus bitnet seed_oss ministral3 diffllama minicpm3
-        mixtral qwen2_moe qwen3_moe granitemoe olmoe phimoe gpt_oss deepseek_v2 deepseek_v3 jetmoe ernie4_5_moe
-        mamba mamba2 falcon_mamba jamba bamba zamba2 lfm2 qwen3_next recurrent_gemma falcon_h1 granitemoehybrid
-        nemotron_h rwkv xlstm minimax modernbert-decoder
+        llama mistral qwen2 qwen3 gemma gemma2 gemma3_text phi phi3 gpt2 gpt_neo gpt_neox gpt_bigcode codegen
+        opt bloom falcon mpt stablelm olmo2 cohere granite glm smollm3 nemotron mixtral qwen3_moe gpt_oss
+        deepseek_v3 mamba mamba2 jamba bamba lfm2 qwen3_next falcon_h1 rwkv
     """,
     "text2text-generation": """
-        t5 mt5 umt5 longt5 switch_transformers bart mbart pegasus pegasus_x marian m2m_100 blenderbot
-        blenderbot-small led bigbird_pegasus mvp plbart prophetnet t5gemma fsmt nllb-moe
+        t5 bart mbart pegasus marian m2m_100 blenderbot led longt5 switch_transformers prophetnet t5gemma fsmt
     """,
     "automatic-speech-recognition": """
-        whisper speech_to_text moonshine wav2vec2 hubert wavlm data2vec-audio sew unispeech wav2vec2-conformer
-        wav2vec2-bert parakeet_ctc
+        whisper speech_to_text moonshine wav2vec2 hubert wavlm sew parakeet_ctc
     """,
     "fill-mask": """
-        bert roberta albert distilbert deberta deberta-v2 mpnet mobilebert camembert convbert ernie esm flaubert fnet
-        funnel ibert longformer big_bird megatron-bert modernbert eurobert nystromformer rembert roformer roc_bert
-        squeezebert xlm xlm-roberta-xl xmod yoso nomic_bert data2vec-text layoutlm perceiver
+        bert roberta albert distilbert deberta-v2 mpnet mobilebert convbert esm fnet funnel big_bird longformer
+        modernbert roformer squeezebert nystromformer
     """,
-    "text-classification": "xlnet canine roberta-prelayernorm gpt-sw3 openai-gpt tapas",
+    "text-classification": "xlnet canine",
     "token-classification": "electra bros lilt",
-    "question-answering": "splinter markuplm lxmert luke",
+    "question-answering": "splinter markuplm lxmert",
     "image-classification": """
-        vit deit beit convnext convnextv2 cvt dinov2 dinov2_with_registers efficientnet focalnet hiera levit
-        mobilenet_v1 mobilevit mobilevitv2 poolformer pvt pvt_v2 regnet resnet swiftformer swin swinv2 bit imagegpt
-        textnet hgnet_v2 data2vec-vision vit_msn ijepa
+        vit deit beit convnext cvt dinov2 efficientnet focalnet hiera levit mobilenet_v1 mobilevit poolformer
+        pvt regnet resnet swin swinv2
     """,
-    "object-detection": "yolos detr conditional_detr deformable_detr table-transformer rt_detr d_fine rf_detr",
-    "semantic-segmentation": "segformer mobilenet_v2 dpt upernet maskformer mask2former eomt",
-    "zero-shot-image-classification": "clip siglip siglip2 altclip chinese_clip align clipseg blip",
+    "object-detection": "yolos conditional_detr rt_detr d_fine rf_detr",
+    "semantic-segmentation": "segformer mobilenet_v2 dpt maskformer mask2former",
+    "zero-shot-image-classification": "clip siglip altclip chinese_clip align clipseg",
     "audio-classification": "audio-spectrogram-transformer sew-d unispeech-sat",
     "sentence-embedding": "xlm-roberta",
-    "feature-extraction": """
-        vilt visual_bert flava clap groupvit owlvit dpr vit_mae dinov3_vit vitdet siglip_vision_model
-        clip_text_model t5gemma2_encoder patchtst sam_vision_model
-    """,
-}  # fmt: skip
-"""Model types by task. Each architecture stands once."""
+    "feature-extraction": "vilt visual_bert flava clap groupvit owlvit dpr vit_mae",
+}
+"""Model types by task: what the table is made of. Each architecture stands once."""
 
+_MORE: Final[Mapping[str, str]] = {
+    "text-generation": """
+        gptj starcoder2 olmo olmo3 cohere2 glm4 exaone4 ernie4_5 persimmon helium biogpt xglm arcee apertus
+        bitnet seed_oss ministral3 diffllama minicpm3 qwen2_moe granitemoe olmoe phimoe deepseek_v2 jetmoe
+        ernie4_5_moe falcon_mamba zamba2 recurrent_gemma granitemoehybrid nemotron_h xlstm minimax modernbert-
+        decoder
+    """,
+    "text2text-generation": """
+        mt5 umt5 pegasus_x blenderbot-small bigbird_pegasus mvp plbart nllb-moe
+    """,
+    "automatic-speech-recognition": "data2vec-audio unispeech wav2vec2-conformer wav2vec2-bert",
+    "fill-mask": """
+        deberta camembert ernie flaubert ibert megatron-bert eurobert rembert roc_bert xlm xlm-roberta-xl xmod
+        yoso nomic_bert data2vec-text layoutlm perceiver
+    """,
+    "text-classification": "roberta-prelayernorm gpt-sw3 openai-gpt tapas",
+    "question-answering": "luke",
+    "image-classification": """
+        convnextv2 dinov2_with_registers mobilevitv2 pvt_v2 swiftformer bit imagegpt textnet hgnet_v2 data2vec-
+        vision vit_msn ijepa
+    """,
+    "object-detection": "detr deformable_detr table-transformer",
+    "semantic-segmentation": "upernet eomt",
+    "zero-shot-image-classification": "siglip2 blip",
+    "feature-extraction": """
+        dinov3_vit vitdet siglip_vision_model clip_text_model t5gemma2_encoder patchtst sam_vision_model
+    """,
+}
+"""More of them, for a sweep that takes hours (`--more`)."""
 
 @final
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +100,9 @@ class Architecture:
         return TASKS[self.task].form
 
 
-def architectures() -> Iterator[Architecture]:
-    """All of the table, in its order."""
-    for task, kinds in _ZOO.items():
+def architectures(*, more: bool = False) -> Iterator[Architecture]:
+    """All of the table, in its order; then, asked for `more`, the others."""
+    for task, kinds in (*_TABLE.items(), *(_MORE.items() if more else ())):
         for kind in kinds.split():
             yield Architecture(kind, task)
 

@@ -1,0 +1,3 @@
+"""x"""
+def write_report(rows, results, cases):
+    """x"""
