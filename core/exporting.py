@@ -42,7 +42,7 @@ def export(
     """Export a PyTorch model to ONNX, compared with PyTorch at several sizes of every dynamic dim.
 
     A language model gets its cache as inputs and outputs, and is compared token by token with PyTorch's
-    greedy decoding. An encoder-decoder becomes a Bundle with the parts `encoder` and `decoder`.
+    greedy decoding; an encoder-decoder becomes a Bundle of `encoder` and `decoder`.
 
     Args:
         source: a `torch.nn.Module`; a `torch.export.ExportedProgram`; `package.module:callable`, which
@@ -77,23 +77,31 @@ def export(
     from burnish.exporter.sources import resolve
 
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
-    tokens, weights = options.pop("decode_tokens", None), options.pop("weights", "float")
     found = resolve(source, example_inputs, **chosen)
-    keep = check_weights(weights, getattr(found, "stored", None))
+    given = {"opset": opset, "seed": seed} | options
     if isinstance(found, TorchParts):
-        made: Artifact | Bundle = _several(found, opset=opset, seed=seed, tokens=tokens, **options)
-    else:
-        options["dynamic"] = dynamic or found.dynamic
-        made, graph = _one(
-            found, opset=opset, seed=seed, notes=left_out(found.attachments, output), **options
-        )
-        if keep:
-            made, graph = keep_weights(made, found.stored, seed=seed)
-        if found.model is not None:
-            made = _decoded(made, graph, found.model, tokens=tokens, seed=seed)
-    if output is None:
+        bundle = _several(found, **given)
+        return bundle if output is None else bundle.save(Path(output))
+    given |= {"dynamic": dynamic or found.dynamic, "notes": left_out(found.attachments, output)}
+    made = _single(found, **given)
+    return made if output is None else write(made, Path(output))
+
+
+def _single(
+    source: TorchSource,
+    *,
+    seed: int,
+    decode_tokens: int | None = None,
+    weights: str = "float",
+    **options: Any,
+) -> Artifact:
+    keep = check_weights(weights, source.stored)
+    made, graph = _one(source, seed=seed, **options)
+    if keep:
+        made, graph = keep_weights(made, source.stored, seed=seed)
+    if source.model is None:
         return made
-    return made.save(Path(output)) if isinstance(made, Bundle) else write(made, Path(output))
+    return _decoded(made, graph, source.model, tokens=decode_tokens, seed=seed)
 
 
 def _upgraded(path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int) -> Artifact:
@@ -110,7 +118,7 @@ def _one(
     from burnish.errors import ExportError, MismatchError
     from burnish.exporter.library_fixes import MENDED, has_fixes
 
-    given = {"opset": opset, "seed": seed, "notes": notes} | options
+    given: dict[str, Any] = {"opset": opset, "seed": seed, "notes": notes} | options
     try:
         return _attempt(source, **given)
     except (ExportError, MismatchError) as error:
@@ -145,17 +153,28 @@ def _attempt(
     return Artifact.create(exported.model, manifest, source.attachments), Graph(manifest, run)
 
 
-def _several(source: TorchParts, *, opset: int, seed: int, tokens: int | None, **options: Any) -> Bundle:
+def _several(
+    source: TorchParts,
+    *,
+    opset: int,
+    seed: int,
+    decode_tokens: int | None = None,
+    weights: str = "float",
+    **options: Any,
+) -> Bundle:
     from burnish.exporter.decoding import check_translating
     from burnish.exporter.encoder_decoder import DECODER, ENCODER
 
+    check_weights(weights, None)
     parts: dict[str, Artifact] = {}
     graphs: dict[str, Graph] = {}
     for name, part in source.parts.items():
         described = part.described(f"{source.description}, {name}", {})
         wanted = _of_part(options, part)
         parts[name], graphs[name] = _one(described, opset=opset, seed=seed, dynamic=part.dynamic, **wanted)
-    receipt = check_translating(source.model, graphs[ENCODER], graphs[DECODER], tokens=tokens, seed=seed)
+    receipt = check_translating(
+        source.model, graphs[ENCODER], graphs[DECODER], tokens=decode_tokens, seed=seed
+    )
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes))
     manifest = Manifest(
         (), (), source=source.description, receipts=(receipt,), parts=tuple(parts),

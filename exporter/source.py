@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Self, final
 
+from burnish.errors import ExportError
 from burnish.exporter.dims import Dynamic
 
 Attachments = Mapping[str, Path | bytes]
@@ -43,6 +44,19 @@ class TorchSource:
         return dataclasses.replace(
             self, description=text, attachments=attachments, notes=(*notes, *self.notes)
         )
+
+
+def one_module(source: TorchSource | TorchParts) -> TorchSource:
+    """The source, where it is one module.
+
+    Raises:
+        ExportError: it has parts (EXPORT_SOURCE).
+    """
+    if isinstance(source, TorchSource):
+        return source
+    raise ExportError(
+        f"The model has parts: {', '.join(source.parts)}.", "Take one of them.", code="EXPORT_SOURCE"
+    )
 
 
 @final

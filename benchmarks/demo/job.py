@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast, final
 
 import numpy as np
 import onnxruntime as ort
 import torch
 
 import burnish
+from burnish.artifact import Artifact
 from burnish.benchmarks.demo.keep import Keeper
 from burnish.benchmarks.demo.report import Row, Score, score
 from burnish.runtime.options import IN_TURNS
@@ -113,7 +114,7 @@ def run_job(job: Job, output: Path, stages: Stages, *, runs: int = 100) -> tuple
 def make_artifacts(job: Job, output: Path, stages: Stages) -> None:
     """Write `exported`, `burnish-fp32` and `burnish-int8` below `output`, replacing older ones."""
     with stages("Exporting from PyTorch, compared at several sizes"):
-        exported = burnish.export(job.module, job.example, dynamic=job.dynamic)
+        exported = cast(Artifact, burnish.export(job.module, job.example, dynamic=job.dynamic))
         _save(exported, output / "exported")
     with stages("Optimising, every pass checked") as tell:
         fp32 = burnish.optimize(exported, target="cpu", progress=tell)

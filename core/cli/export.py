@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -11,6 +11,10 @@ from burnish.cli.common import console, emit, json_option, parse_pairs
 
 if TYPE_CHECKING:
     from burnish.artifact import Artifact
+    from burnish.bundle import Bundle
+    from burnish.manifest import Manifest, TensorSpec
+
+_SHOWN: Final = 8  # inputs, outputs or sizes that are shown one by one
 
 
 @click.command()
@@ -19,7 +23,8 @@ if TYPE_CHECKING:
               help="An .onnx file, or a folder (an artifact).")  # fmt: skip
 @click.option("--opset", type=click.IntRange(18, 24), default=20, show_default=True)
 @click.option("--task", metavar="TASK",
-              help="What a folder's model is for; default: as config.json says.")  # fmt: skip
+              help="What a folder's model is for: text-generation, text2text-generation, fill-mask, "
+                   "... (docs/exporting.md lists all); default: as config.json says.")  # fmt: skip
 @click.option("--inputs", type=click.Path(exists=True, dir_okay=False), metavar="FILE.npz",
               help="Example inputs by parameter name, for a module out of a .pt file.")  # fmt: skip
 @click.option("--dynamic", multiple=True, callback=parse_pairs, metavar="INPUT.AXIS=NAME",
@@ -28,13 +33,18 @@ if TYPE_CHECKING:
               help="Load .pt, .pt2, .bin and folders with own code: this runs the code.")  # fmt: skip
 @click.option("--weights", type=click.Choice(["float", "keep"]), default="float", show_default=True,
               help="Of a GGUF file: dequantised, or kept quantised where that is exact.")  # fmt: skip
+@click.option("--all-logits", is_flag=True,
+              help="Of a language model: logits of every token, not each row's last.")  # fmt: skip
+@click.option("--decode-tokens", type=click.IntRange(1), metavar="N",
+              help="Tokens to decode and compare [default: 64; 16 of very large models].")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
     source: str, output: str, opset: int, task: str | None, inputs: str | None, dynamic: Mapping[str, str],
-    trust_code: bool, weights: str, dims: Mapping[str, str], seed: int, as_json: bool,
+    trust_code: bool, weights: str, all_logits: bool, decode_tokens: int | None, dims: Mapping[str, str],
+    seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
@@ -46,6 +56,7 @@ def export(
     \b
     burnish export my_models:build -o model.onnx
     burnish export ./all-MiniLM-L6-v2 -o minilm.burnish --dim sequence=1:256
+    burnish export SmolLM2-135M-Instruct.Q4_1.gguf -o smollm2.burnish
     burnish export model.gguf -o model.burnish --weights keep
     """
     ranges = {name: _range(name, text) for name, text in dims.items()}
@@ -56,12 +67,19 @@ def export(
     with console(as_json=True).status(f"Exporting {source}"):
         artifact = run(
             source, inputs, dynamic=_axes(dynamic), output=output, opset=opset, task=task, ranges=ranges,
-            seed=seed, trust_code=trust_code, weights=weights,
+            seed=seed, trust_code=trust_code, weights=weights, last_logits_only=not all_logits,
+            decode_tokens=decode_tokens,
         )  # fmt: skip
     if as_json:
-        emit({"output": output, "inputs": artifact.manifest.inputs, "outputs": artifact.manifest.outputs,
-              "dims": artifact.manifest.dims, "receipts": artifact.manifest.receipts})  # fmt: skip
+        whole = _as_json(artifact.manifest)
+        parts = {name: _as_json(each) for name, each in manifests_of(artifact).items() if name}
+        emit({"output": output} | whole | ({"parts": parts} if parts else {}))
     _report(artifact, output, as_json=as_json)
+
+
+def _as_json(manifest: Manifest) -> dict[str, object]:
+    return {"inputs": manifest.inputs, "outputs": manifest.outputs, "dims": manifest.dims,
+            "receipts": manifest.receipts}  # fmt: skip
 
 
 def _range(name: str, text: str) -> tuple[int, int | None]:
@@ -81,28 +99,61 @@ def _axes(named: Mapping[str, str]) -> dict[str, dict[int, str]] | None:
     return found or None
 
 
-def _report(artifact: Artifact, output: str, *, as_json: bool) -> None:
+def _report(made: Artifact | Bundle, output: str, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, show_header=False, pad_edge=False)
-    manifest = artifact.manifest
-    for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
-        for spec in specs:
-            shape = ", ".join(map(str, spec.shape or ()))
-            table.add_row(title, Text(f"{spec.name}: {spec.dtype}[{shape}]"))
-    dims = {name: range_ for name, range_ in manifest.dims.items() if name.isidentifier()}
-    for name, allowed in dims.items():
-        table.add_row("dim", f"{name}: {allowed.min} to {allowed.max or 'any size'}")
-    receipt = manifest.receipts[0]
-    sizes = "; ".join(
-        " × ".join(f"{name} {size}" for name, size in assignment.items()) or "its fixed sizes"
-        for assignment in receipt.assignments
-    )
-    table.add_row("nodes", str(receipt.nodes_after))
-    table.add_row("largest error", f"{receipt.max_abs_error:.1e} against PyTorch, at {sizes}")
-    for note in receipt.notes:
-        table.add_row("note", Text(note))
+    for name, manifest in manifests_of(made).items():
+        if name:
+            table.add_row(Text(name, style="bold"))
+        for title, text in _rows(manifest):
+            table.add_row(title, Text(text))
     out = console(as_json=as_json)
     out.print(table)
     out.print(f"Written: {output}", soft_wrap=True)
+
+
+def manifests_of(made: Artifact | Bundle) -> dict[str, Manifest]:
+    """The manifest of each part by its name, and under an empty name that of the whole."""
+    parts = {name: part.manifest for name, part in getattr(made, "parts", {}).items()}
+    return parts | {"": made.manifest}
+
+
+def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for spec in _few(specs):
+            yield title, spec if isinstance(spec, str) else f"{spec.name}: {spec.dtype}[{_shape(spec)}]"
+    for name, allowed in manifest.dims.items():
+        if name.isidentifier():
+            yield "dim", f"{name}: {allowed.min} to {allowed.max or 'any size'}"
+    for receipt in manifest.receipts:
+        if receipt.max_abs_error is not None:
+            yield "nodes", str(receipt.nodes_after)
+            where = _sizes(receipt.assignments)
+            yield "largest error", f"{receipt.max_abs_error:.1e} against PyTorch, at {where}"
+        for note in receipt.notes:
+            yield "decoded" if receipt.step == "decode" else "note", note
+
+
+def _few(specs: Sequence[TensorSpec]) -> Iterator[TensorSpec | str]:
+    """All of a few; of many (a cache) the first and how many more."""
+    shown = specs if len(specs) <= _SHOWN else specs[: _SHOWN - 2]
+    yield from shown
+    if len(shown) < len(specs):
+        yield f"... and {len(specs) - len(shown)} more, to {specs[-1].name}"
+
+
+def _shape(spec: TensorSpec) -> str:
+    return ", ".join(map(str, spec.shape or ()))
+
+
+def _sizes(assignments: Sequence[Mapping[str, int]]) -> str:
+    if len(assignments) > _SHOWN:
+        dims = {name: sorted({each[name] for each in assignments}) for name in assignments[0]}
+        spelt = "; ".join(f"{name} {', '.join(map(str, sizes))}" for name, sizes in dims.items())
+        return f"{len(assignments)} combinations of {spelt}"
+    return "; ".join(
+        " × ".join(f"{name} {size}" for name, size in each.items()) or "its fixed sizes"
+        for each in assignments
+    )

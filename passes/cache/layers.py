@@ -124,7 +124,7 @@ def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
     if query is None or [len(shape) for shape in ranks] != [3, 4, 4] or any((given[3], *given[6:])):
         return "it is a MultiHeadAttention in a form that is not read"
     joined = heads_joined(query, ranks[0], heads) if heads else None
-    if joined is None or given[4] is not None or node.attributes.get_int("unidirectional", 0):
+    if joined is None or given[4] is not None or node.attributes.get_int("unidirectional"):
         return "it is a MultiHeadAttention with a mask that is not read"
     key, value = (heads_apart(given[i] or query, ranks[i]) for i in (1, 2))
     size = joined.axes[2][1].size.size
