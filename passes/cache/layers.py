@@ -97,21 +97,28 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
     updates = cache_updates(graph)
     layers: list[Layer] = []
     misses: list[tuple[ir.Node, str]] = []
+    nearly: list[tuple[ir.Node, str]] = []  # perhaps of attentions without a cache, which do no harm
     for node in graph if updates else ():
         found = find_attention(node, shapes) or _fused(node, shapes)
-        if found is not None:
-            layer = _layer(found, shapes) if isinstance(found, Found) else found
-            if isinstance(layer, Layer):
-                layers.append(layer)
-            else:
-                misses.append((node, layer))
+        layer = _layer(found, shapes) if isinstance(found, Found) else None
+        if isinstance(found, str):
+            nearly.append((node, found))
+        elif isinstance(layer, Layer):
+            layers.append(layer)
+        elif layer is not None:
+            misses.append((node, layer))
+    return layers, misses or _unread(updates, layers, nearly)
+
+
+def _unread(
+    updates: Sequence[ir.Node], layers: Sequence[Layer], nearly: list[tuple[ir.Node, str]]
+) -> list[tuple[ir.Node, str]]:
+    """Why each cache is not read by exactly one layer."""
     read = [cache.concat for layer in layers for cache in (layer.key, layer.value)]
-    for node in updates:
-        if node not in read and not misses:
-            misses.append((node, _UNKNOWN))
-        if read.count(node) > 1:
-            misses.append((node, "more than one layer reads this cache"))
-    return layers, misses if updates else []
+    unread = [node for node in updates if node not in read]
+    twice = [node for node in updates if read.count(node) > 1]
+    found = (nearly or [(unread[0], _UNKNOWN)]) if unread else []
+    return [*found, *((node, "more than one layer reads this cache") for node in twice)]
 
 
 def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
@@ -124,7 +131,7 @@ def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
     if query is None or [len(shape) for shape in ranks] != [3, 4, 4] or any((given[3], *given[6:])):
         return "it is a MultiHeadAttention in a form that is not read"
     joined = heads_joined(query, ranks[0], heads) if heads else None
-    if joined is None or given[4] is not None or node.attributes.get_int("unidirectional", 0):
+    if joined is None or given[4] is not None or bool(node.attributes.get_int("unidirectional", 0)):
         return "it is a MultiHeadAttention with a mask that is not read"
     key, value = (heads_apart(given[i] or query, ranks[i]) for i in (1, 2))
     size = joined.axes[2][1].size.size
@@ -134,10 +141,13 @@ def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
     return Found((node,), joined, key, value, result, scale, terms)
 
 
-def _layer(found: Found, shapes: Shapes) -> Layer | str:
+def _layer(found: Found, shapes: Shapes) -> Layer | str | None:
+    """A layer; a text says why it is not understood; None: it reads no cache that grows."""
     query = trace(found.query, shapes)
     key, value = _operand(found.key, shapes, scaled=True), _operand(found.value, shapes, scaled=False)
     caches = _cache(key, shapes), _cache(value, shapes)
+    if caches == (None, None):
+        return None
     if caches[0] is None or caches[1] is None:
         return "its keys or values are not what a Concat of past and new ones makes"
     if not all(_size(view, label) for view in (found.query, key, value) for label in "ND"):
