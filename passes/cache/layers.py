@@ -16,7 +16,7 @@ import onnx_ir as ir
 from burnish.passes.base import is_op
 from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Atom, MaskReader, Reading, Term
-from burnish.passes.fusion.attention_operands import repeated, trace
+from burnish.passes.fusion.attention_operands import dying_with, repeated, trace
 from burnish.passes.fusion.attention_pattern import Found, find_attention, heads_apart, heads_joined
 from burnish.passes.fusion.axes import View
 from burnish.passes.matching import CONTRIB, made_by
@@ -65,6 +65,11 @@ class Layer:
         return self.value.concat, self.key.concat, *self.found.nodes
 
     @property
+    def pasts(self) -> tuple[ir.Value, ir.Value]:
+        """Past keys and values."""
+        return self.key.past, self.value.past
+
+    @property
     def heads(self) -> int:
         """How many heads the queries have."""
         return _size(self.found.query, "N")
@@ -107,18 +112,9 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
             layers.append(layer)
         elif layer is not None:
             misses.append((node, layer))
-    return layers, misses or _unread(updates, layers, nearly)
-
-
-def _unread(
-    updates: Sequence[ir.Node], layers: Sequence[Layer], nearly: list[tuple[ir.Node, str]]
-) -> list[tuple[ir.Node, str]]:
-    """Why each cache is not read by exactly one layer."""
     read = [cache.concat for layer in layers for cache in (layer.key, layer.value)]
     unread = [node for node in updates if node not in read]
-    twice = [node for node in updates if read.count(node) > 1]
-    found = (nearly or [(unread[0], _UNKNOWN)]) if unread else []
-    return [*found, *((node, "more than one layer reads this cache") for node in twice)]
+    return layers, misses or ((nearly or [(unread[0], _UNKNOWN)]) if unread else [])
 
 
 def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
@@ -162,7 +158,15 @@ def _layer(found: Found, shapes: Shapes) -> Layer | str | None:
     scale = found.scale * rows.scale * key.scale
     if not scale > 0:
         return "the scale is not positive"
-    return Layer(found, rows, caches[0], caches[1], kv_heads, scale, *seen)
+    layer = Layer(found, rows, caches[0], caches[1], kv_heads, scale, *seen)
+    return layer if _is_alone(layer) else "its cache is used for something else, too"
+
+
+def _is_alone(layer: Layer) -> bool:
+    """Nothing else reads past or present: once they are buffers, they are longer than what is in them."""
+    dead = dying_with(layer.nodes)
+    values = [value for cache in (layer.key, layer.value) for value in (cache.past, cache.present)]
+    return all(node in dead or is_op(node, "Shape") for value in values for node in value.consumers())
 
 
 def _operand(view: View, shapes: Shapes, *, scaled: bool) -> View:

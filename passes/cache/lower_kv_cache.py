@@ -92,8 +92,11 @@ class LowerKvCache(Pass):
             yield first, f"opset {opset} is too old, {_OLDEST_OPSET} is needed"
         if any(layer.mask is not layers[0].mask for layer in layers):
             yield first, "layers have masks from different inputs"
-        if _new_tokens(model, layers[0], shapes) is None:
+        new = _new_tokens(model, layers[0], shapes)
+        if new is None:
             yield first, "no input is as long as the new tokens"
+        elif any(_total(layer.mask) != _sum(past, new) for layer in layers for past in layer.pasts):
+            yield first, "the dims of its inputs do not say that the mask covers past and new tokens"
         for layer in layers:
             if self._form(target) == "tensor-scatter":
                 why = tensor_scatter_obstacle(layer, shapes, target, opset)
@@ -118,9 +121,8 @@ class LowerKvCache(Pass):
         for layer in layers:
             if not context.permit(layer.found.nodes[-1]):
                 break
-            pasts = layer.key.past, layer.value.past
             presents = form(layer, scope, shapes, lengths).replace(self.name)
-            for past, present in zip(pasts, presents, strict=True):
+            for past, present in zip(layer.pasts, presents, strict=True):
                 lengths.rewire(past, present=False)
                 lengths.rewire(present, present=True)
                 for value in (past, present):
@@ -142,6 +144,16 @@ def _new_tokens(model: ir.Model, layer: Layer, shapes: Shapes) -> tuple[ir.Value
     return None
 
 
+def _total(mask: ir.Value) -> str:
+    return str(mask.shape[1]) if mask.shape is not None and len(mask.shape) == 2 else ""
+
+
+def _sum(past: ir.Value, new: tuple[ir.Value, int]) -> str:
+    """How long a mask of past and new tokens is, in words."""
+    value, axis = new
+    return f"{(past.shape or [0] * 4)[TOKENS]} + {(value.shape or [0] * 4)[axis]}"
+
+
 def _free_dim(model: ir.Model, wish: str) -> str:
     """The name of a dim that no input has."""
     used = {name for value in model.graph.inputs for dim in value.shape or () for name in names_of(str(dim))}
@@ -152,7 +164,7 @@ def _free_dim(model: ir.Model, wish: str) -> str:
 def _roomy(cache: ir.Value, mask: ir.Value, room: str) -> ir.Shape:
     """The shape of a buffer: as long as the mask, and more."""
     dims = list(cache.shape or ())
-    dims[TOKENS] = ir.SymbolicDim(f"{(mask.shape or (0, 0))[1]} + {room}")
+    dims[TOKENS] = ir.SymbolicDim(f"{_total(mask)} + {room}")
     return ir.Shape(dims)
 
 
