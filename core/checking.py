@@ -41,6 +41,10 @@ _HEAVY: Final = frozenset(
 )  # fmt: skip
 """Ops in which the time of a model goes, in float and in int8."""
 
+_PROMISE: Final = (
+    "the cache is updated in place: not compared were what is computed for padding, and several new tokens "
+    "for each of several rows that have a past"
+)
 _ENOUGH: Final = (
     4  # assignments of the dynamic dims that a check is meant to cover; topped up at fallback sizes
 )
@@ -71,6 +75,7 @@ class DifferentialChecker:
         self._dynamic = bool(dynamic_dims(specs))
         self._dropped: list[str] = []
         self._runs_at_all = False
+        self._in_place = False
         self._cached: tuple[ir.Model, bool, InPlace | None, list[Arrays]] | None = None
 
     def __call__(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> Verdict:
@@ -87,10 +92,10 @@ class DifferentialChecker:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was not compared, and why: sizes at which the source itself does not run."""
+        """What was not compared, and why: where the source itself does not run, and what nobody promises."""
         few = self._dynamic and len(self._random) < _ENOUGH
         short = [f"compared at {len(self._random)} assignments of the dynamic dims, {_ENOUGH} are meant"]
-        return (*self._dropped, *(short if few else ()))
+        return (*self._dropped, *(short if few else ()), *([_PROMISE] if self._in_place else ()))
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics.by_norm and bool(self._real)
@@ -122,6 +127,7 @@ class DifferentialChecker:
             cases = [*self._real, *self._random] if real else self._random
             return cases, len(self._real) if real else len(cases)
         first = promise.cases(self._real, self._make) if real else []
+        self._in_place = True
         cases = [*first, *promise.cases(self._random, self._make)]
         more = promise.beyond(cases)
         cases += promise.cases([(more, self._make(more))], self._make) if more else []

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from burnish.passes.base import is_op
 from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Atom, MaskReader, Reading, Term
-from burnish.passes.fusion.attention_operands import repeated, trace
+from burnish.passes.fusion.attention_operands import dying_with, repeated, trace
 from burnish.passes.fusion.attention_pattern import Found, find_attention, heads_apart, heads_joined
 from burnish.passes.fusion.axes import View
 from burnish.passes.matching import CONTRIB, made_by
@@ -65,6 +65,11 @@ class Layer:
         return self.value.concat, self.key.concat, *self.found.nodes
 
     @property
+    def pasts(self) -> tuple[ir.Value, ir.Value]:
+        """Past keys and values."""
+        return self.key.past, self.value.past
+
+    @property
     def heads(self) -> int:
         """How many heads the queries have."""
         return _size(self.found.query, "N")
@@ -97,21 +102,19 @@ def read_layers(graph: ir.Graph, shapes: Shapes) -> tuple[list[Layer], list[tupl
     updates = cache_updates(graph)
     layers: list[Layer] = []
     misses: list[tuple[ir.Node, str]] = []
+    nearly: list[tuple[ir.Node, str]] = []  # perhaps of attentions without a cache, which do no harm
     for node in graph if updates else ():
         found = find_attention(node, shapes) or _fused(node, shapes)
-        if found is not None:
-            layer = _layer(found, shapes) if isinstance(found, Found) else found
-            if isinstance(layer, Layer):
-                layers.append(layer)
-            else:
-                misses.append((node, layer))
+        layer = _layer(found, shapes) if isinstance(found, Found) else None
+        if isinstance(found, str):
+            nearly.append((node, found))
+        elif isinstance(layer, Layer):
+            layers.append(layer)
+        elif layer is not None:
+            misses.append((node, layer))
     read = [cache.concat for layer in layers for cache in (layer.key, layer.value)]
-    for node in updates:
-        if node not in read and not misses:
-            misses.append((node, _UNKNOWN))
-        if read.count(node) > 1:
-            misses.append((node, "more than one layer reads this cache"))
-    return layers, misses if updates else []
+    unread = [node for node in updates if node not in read]
+    return layers, misses or ((nearly or [(unread[0], _UNKNOWN)]) if unread else [])
 
 
 def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
@@ -124,7 +127,7 @@ def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
     if query is None or [len(shape) for shape in ranks] != [3, 4, 4] or any((given[3], *given[6:])):
         return "it is a MultiHeadAttention in a form that is not read"
     joined = heads_joined(query, ranks[0], heads) if heads else None
-    if joined is None or given[4] is not None or node.attributes.get_int("unidirectional"):
+    if joined is None or given[4] is not None or bool(node.attributes.get_int("unidirectional", 0)):
         return "it is a MultiHeadAttention with a mask that is not read"
     key, value = (heads_apart(given[i] or query, ranks[i]) for i in (1, 2))
     size = joined.axes[2][1].size.size
@@ -134,10 +137,13 @@ def _fused(node: ir.Node, shapes: Shapes) -> Found | str | None:
     return Found((node,), joined, key, value, result, scale, terms)
 
 
-def _layer(found: Found, shapes: Shapes) -> Layer | str:
+def _layer(found: Found, shapes: Shapes) -> Layer | str | None:
+    """A layer; a text says why it is not understood; None: it reads no cache that grows."""
     query = trace(found.query, shapes)
     key, value = _operand(found.key, shapes, scaled=True), _operand(found.value, shapes, scaled=False)
     caches = _cache(key, shapes), _cache(value, shapes)
+    if caches == (None, None):
+        return None
     if caches[0] is None or caches[1] is None:
         return "its keys or values are not what a Concat of past and new ones makes"
     if not all(_size(view, label) for view in (found.query, key, value) for label in "ND"):
@@ -152,7 +158,15 @@ def _layer(found: Found, shapes: Shapes) -> Layer | str:
     scale = found.scale * rows.scale * key.scale
     if not scale > 0:
         return "the scale is not positive"
-    return Layer(found, rows, caches[0], caches[1], kv_heads, scale, *seen)
+    layer = Layer(found, rows, caches[0], caches[1], kv_heads, scale, *seen)
+    return layer if _is_alone(layer) else "its cache is used for something else, too"
+
+
+def _is_alone(layer: Layer) -> bool:
+    """Nothing else reads past or present: once they are buffers, they are longer than what is in them."""
+    dead = dying_with(layer.nodes)
+    values = [value for cache in (layer.key, layer.value) for value in (cache.past, cache.present)]
+    return all(node in dead or is_op(node, "Shape") for value in values for node in value.consumers())
 
 
 def _operand(view: View, shapes: Shapes, *, scaled: bool) -> View:

@@ -34,21 +34,29 @@ class LowerKvCache(Pass):
     """Let one operator in each layer append to the cache and attend to it, as the target runs it best.
 
     Found are decoders whose layers append to their cache with Concat, from an input `past` to an output
-    `present`, both [batch, kv_heads, tokens, head_size]; the attention over it may be in single steps or the
-    standard Attention. The mask is read from its arithmetic: it must say nothing more than "a token, not
-    later than the query, perhaps within a window". Repeated key heads, the mask and the guard against NaN
-    go; rotary embeddings, norms of queries and keys, and projections stay as they are.
+    `present`, both [batch, kv_heads, tokens, head_size]; the attention over it may be in single steps (as
+    the clean-up passes leave them), the standard Attention, or what fuse-attention made of it. The mask is
+    read from its arithmetic: it must say nothing more than "a token, not later than the query, perhaps
+    within a window". Repeated key heads, the mask and the guard against NaN go; rotary embeddings, norms of
+    queries and keys, and projections stay as they are.
 
-    Made is com.microsoft::GroupQueryAttention with heads shared in groups, `softcap`, `local_window_size`,
-    and two lengths that all layers share: of each row, its tokens in the mask; of all, that of the mask.
+    Made is, by `form`,
+
+    - `group-query`: com.microsoft::GroupQueryAttention with heads shared in groups, `softcap`,
+      `local_window_size`, and two lengths that all layers share: of each row, its tokens in the mask; of
+      all, that of the mask;
+    - `tensor-scatter`: TensorScatter twice and the standard Attention, of opset 24. A row's new tokens are
+      written behind its past, and `nonpad_kv_seqlen` says how many places are written; a window becomes a
+      mask of the new tokens' size times the buffer's.
+
     Inputs and outputs keep names, types and order. `past` and `present` may be one buffer with room for
     more tokens than there are, which is then updated in place: both get the dim `past + new + room`, and
     what the graph computed from the length of `past` is computed from the mask and the new tokens instead.
 
     What is the same, and what is not: the neutral graph keeps the columns of a batch aligned, and padding
-    stays a masked hole in the cache. GroupQueryAttention keeps every row without gaps: a row of n tokens
-    has them at places 0 to n - 1, its next token comes to place n, and its rotary position, which is
-    counted by the mask, is n as well. Hence equal, up to rounding, are
+    stays a masked hole in the cache. The lowered one keeps every row without gaps: a row of n tokens has
+    them at places 0 to n - 1, its next token comes to place n, and its rotary position, which is counted by
+    the mask, is n as well. Hence equal, up to rounding, are
 
     1. every output, where the mask is full, whatever the past;
     2. for prompts with padding on the right and no past: logits of tokens, and caches at the places of
@@ -59,8 +67,9 @@ class LowerKvCache(Pass):
 
     The mask may show padding as holes, as the neutral graph takes it, or at the end of rows: only how
     many tokens a row has is read. Not possible are prompts with padding on the left, many tokens for many
-    rows that have a past (onnxruntime refuses it), and rows without a token. The model's metadata say so
-    (`burnish.kv_cache`, see `burnish.kv_cache.InPlace`), and whoever compares models keeps to it.
+    rows that have a past (onnxruntime's GroupQueryAttention refuses it), and rows without a token. The
+    model's metadata say so (`burnish.kv_cache`, see `burnish.kv_cache.InPlace`), and whoever compares
+    models keeps to it.
 
     All layers with a cache are lowered, or none.
     """
@@ -92,8 +101,11 @@ class LowerKvCache(Pass):
             yield first, f"opset {opset} is too old, {_OLDEST_OPSET} is needed"
         if any(layer.mask is not layers[0].mask for layer in layers):
             yield first, "layers have masks from different inputs"
-        if _new_tokens(model, layers[0], shapes) is None:
+        new = _new_tokens(model, layers[0], shapes)
+        if new is None:
             yield first, "no input is as long as the new tokens"
+        elif any(_total(layer.mask) != _sum(past, new) for layer in layers for past in layer.pasts):
+            yield first, "the dims of its inputs do not say that the mask covers past and new tokens"
         for layer in layers:
             if self._form(target) == "tensor-scatter":
                 why = tensor_scatter_obstacle(layer, shapes, target, opset)
@@ -118,9 +130,8 @@ class LowerKvCache(Pass):
         for layer in layers:
             if not context.permit(layer.found.nodes[-1]):
                 break
-            pasts = layer.key.past, layer.value.past
             presents = form(layer, scope, shapes, lengths).replace(self.name)
-            for past, present in zip(pasts, presents, strict=True):
+            for past, present in zip(layer.pasts, presents, strict=True):
                 lengths.rewire(past, present=False)
                 lengths.rewire(present, present=True)
                 for value in (past, present):
@@ -142,6 +153,16 @@ def _new_tokens(model: ir.Model, layer: Layer, shapes: Shapes) -> tuple[ir.Value
     return None
 
 
+def _total(mask: ir.Value) -> str:
+    return str(mask.shape[1]) if mask.shape is not None and len(mask.shape) == 2 else ""
+
+
+def _sum(past: ir.Value, new: tuple[ir.Value, int]) -> str:
+    """How long a mask of past and new tokens is, in words."""
+    value, axis = new
+    return f"{(past.shape or [0] * 4)[TOKENS]} + {(value.shape or [0] * 4)[axis]}"
+
+
 def _free_dim(model: ir.Model, wish: str) -> str:
     """The name of a dim that no input has."""
     used = {name for value in model.graph.inputs for dim in value.shape or () for name in names_of(str(dim))}
@@ -152,7 +173,7 @@ def _free_dim(model: ir.Model, wish: str) -> str:
 def _roomy(cache: ir.Value, mask: ir.Value, room: str) -> ir.Shape:
     """The shape of a buffer: as long as the mask, and more."""
     dims = list(cache.shape or ())
-    dims[TOKENS] = ir.SymbolicDim(f"{(mask.shape or (0, 0))[1]} + {room}")
+    dims[TOKENS] = ir.SymbolicDim(f"{_total(mask)} + {room}")
     return ir.Shape(dims)
 
 
