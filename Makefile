@@ -1,5 +1,5 @@
-# make demo | test | setup | test-all | lint | bench | bench-decode. Everything is set up on first use; nothing is assumed installed
-# but Python 3.11 and access to PyPI.
+# make demo | test | setup | test-all | lint | bench | bench-decode. Everything is set up on first use; nothing
+# is assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11

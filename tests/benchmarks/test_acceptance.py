@@ -99,7 +99,7 @@ def test_words_are_compared_without_case_and_marks() -> None:
 def facts(same: int = 64, perplexity: float = 17.0) -> smollm2.Facts:
     answers = (smollm2.Answer("Hello?", same, 64, "Hi.\nThere"),)
     texts = (smollm2.Text("a tale", 17.0, perplexity),)
-    return smollm2.Facts("keep", answers, texts, 98.4, ("kept: Q4_1 (210)",))
+    return smollm2.Facts("keep", answers, texts, 98.4, {"export": 2e-5}, ("kept: Q4_1 (210)",))
 
 
 def heard(graph: str) -> whisper.Facts:
@@ -119,7 +119,7 @@ def test_what_holds() -> None:
 def test_report_is_written(tmp_path: Path) -> None:
     report.write(report.Report([facts()], heard("A b c."), {"stage": 1.5}), tmp_path / "new")
     text = (tmp_path / "new" / "decode.md").read_text()
-    assert "| keep | 98 | 64/64 | 17.0000 (0.0000% off) |" in text
+    assert "| keep | 98 | export 2.0e-05 | 64/64 | 17.0000 (0.0000% off) |" in text
     assert "| 0870 | A b c. | yes | no | 1/3 |" in text
     assert "- *Hello?* Hi. There" in text
     found = msgspec.json.decode((tmp_path / "new" / "decode.json").read_bytes())
