@@ -1,5 +1,5 @@
-# make demo | test | setup | test-all | lint | bench. Everything is set up on first use; nothing is assumed installed
-# but Python 3.11 and access to PyPI.
+# make demo | test | setup | test-all | lint | bench | bench-decode. Everything is set up on first use; nothing
+# is assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
@@ -16,7 +16,7 @@ SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o 
 EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all lint bench bench-decode clean
 
 setup: $(VENV)/.wheel
 
@@ -61,6 +61,10 @@ lint: setup
 
 bench: setup .venv-peers/.requirements
 	@$(BIN)/python -P -m burnish.benchmarks --peers .venv-peers/bin/python --output build/bench
+
+# SmolLM2 from GGUF and Whisper tiny.en: what the exported graphs write and hear beside PyTorch.
+bench-decode: setup
+	@$(BIN)/python -P -m burnish.benchmarks.acceptance --output build/decode --results benchmarks/results
 
 clean:
 	rm -rf build .venv .venv-peers *.egg-info

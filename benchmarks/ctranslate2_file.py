@@ -8,14 +8,14 @@ from __future__ import annotations
 import mmap
 import struct
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 
 from burnish.benchmarks.kit import KitError
 
 _VERSION: Final = 6
-_TYPES: Final = {
+_TYPES: Final[dict[int, np.dtype[Any]]] = {
     0: np.dtype("<f4"), 1: np.dtype("i1"), 2: np.dtype("<i2"), 3: np.dtype("<i4"), 4: np.dtype("<f2"),
 }  # fmt: skip
 

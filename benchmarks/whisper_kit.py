@@ -58,8 +58,11 @@ def whisper_model(stored: Tensors) -> Any:
     Raises:
         KitError: a weight is missing or left over (KIT_MEMBER).
     """
-    model = transformers.WhisperForConditionalGeneration(_config(stored)).eval()
-    weights = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in _weights(stored)}
+    try:
+        model = transformers.WhisperForConditionalGeneration(_config(stored)).eval()
+        weights = {name: torch.from_numpy(np.array(array, np.float32)) for name, array in _weights(stored)}
+    except KeyError as error:
+        raise _unfit(f"there is no {error}") from error
     weights["proj_out.weight"] = weights["model.decoder.embed_tokens.weight"]
     result = model.load_state_dict(weights, strict=False)
     if result.missing_keys or result.unexpected_keys:

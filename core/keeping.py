@@ -81,7 +81,7 @@ def keep_weights(artifact: Artifact, stored: Mapping[str, Any], *, seed: int) ->
             code="EXPORT_PARITY",
         )
     receipt = Receipt(
-        step=_STEP, rewrites=kept.count, numerics=Numerics.ROUNDING.name.lower(),
+        step=_STEP, rewrites=kept.weights, numerics=Numerics.ROUNDING.name.lower(),
         max_abs_error=max(apart.max_abs for apart in found), max_rel_error=furthest.max_rel,
         nodes_before=node_count(before), nodes_after=node_count(after), assignments=tuple(compared),
         notes=kept.notes, seconds=time.perf_counter() - start,

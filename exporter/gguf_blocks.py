@@ -27,8 +27,8 @@ _BITS: Final = 4
 class Kept(NamedTuple):
     """What was done."""
 
-    count: int
-    """Weights that are written as they were stored."""
+    weights: int
+    """How many are written as they were stored."""
     notes: tuple[str, ...]
     """How many of each type, and how many matrices stay float32, with the reasons."""
 

@@ -39,7 +39,8 @@ class Part:
     def values(self) -> np.ndarray:
         """float32 `[rows, blocks, 32]`."""
         nibbles = np.stack([self.packed & 15, self.packed >> 4], -1).reshape(*self.scales.shape, BLOCK)
-        return (nibbles.astype(np.float32) - np.float32(self.zero)) * self.scales[..., None]
+        found: np.ndarray = (nibbles.astype(np.float32) - np.float32(self.zero)) * self.scales[..., None]
+        return found
 
 
 @final

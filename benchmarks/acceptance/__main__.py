@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 from rich.console import Console
@@ -41,7 +41,7 @@ def _run(parts: tuple[str, ...], output: Path, results: Path, human: Console, *,
     from burnish.benchmarks.demo.job import Stages
     from burnish.benchmarks.demo.progress import Display
 
-    def exported(source: Path, name: str, stages: Stages, **options: str) -> Path:
+    def exported(source: Path, name: str, stages: Stages, **options: Any) -> Path:
         from burnish.api import export
 
         target = output / name

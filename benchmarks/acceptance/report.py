@@ -53,13 +53,15 @@ def _smollm2(found: list[smollm2.Facts]) -> Iterator[str]:
         f"the graph token by token with its cache, of {smollm2.READ:,} tokens a text.\n"
     )
     texts = [text.name for text in found[0].texts]
-    yield f"| weights | MB | tokens like PyTorch's | {' | '.join(f'perplexity: {name}' for name in texts)} |"
-    yield "|---|---|---|" + "---|" * len(texts)
-    yield f"| PyTorch | | | {' | '.join(f'{text.torch:.4f}' for text in found[0].texts)} |"
+    titles = " | ".join(f"perplexity: {name}" for name in texts)
+    yield f"| weights | MB | largest error when exported | tokens like PyTorch's | {titles} |"
+    yield "|---|---|---|---|" + "---|" * len(texts)
+    yield f"| PyTorch | | | | {' | '.join(f'{text.torch:.4f}' for text in found[0].texts)} |"
     for facts in found:
         same = ", ".join(f"{answer.same}/{answer.tokens}" for answer in facts.answers)
         read = " | ".join(f"{text.graph:.4f} ({text.apart:.4%} off)" for text in facts.texts)
-        yield f"| {facts.weights} | {facts.megabytes:.0f} | {same} | {read} |"
+        errors = ", ".join(f"{step} {error:.1e}" for step, error in facts.errors.items())
+        yield f"| {facts.weights} | {facts.megabytes:.0f} | {errors} | {same} | {read} |"
     yield ""
     for answer in found[0].answers:
         yield f"- *{answer.prompt}* {' '.join(answer.text.split())}"

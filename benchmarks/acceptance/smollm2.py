@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from burnish.artifact import Artifact
 from burnish.benchmarks.acceptance.steps import LanguageModel, losses
 from burnish.benchmarks.demo.job import Stages
 from burnish.benchmarks.kit import fetch
@@ -70,6 +71,8 @@ class Facts(msgspec.Struct, frozen=True):
     texts: tuple[Text, ...]
     megabytes: float
     """Of the graph and its data."""
+    errors: dict[str, float]
+    """Largest relative error of each comparison that the export made, by its step."""
     notes: tuple[str, ...]
     """Of the export."""
 
@@ -141,7 +144,10 @@ def _facts(
     perplexity = np.exp(np.mean(steps, axis=0))
     rows = zip(texts, perplexity, strict=True)
     found_texts = tuple(Text(name, reference[name], float(value)) for name, value in rows)
-    return Facts(kind, tuple(answers), found_texts, _megabytes(folder), _notes(folder))
+    receipts = Artifact.open(folder).manifest.receipts
+    errors = {each.step: each.max_rel_error for each in receipts if each.max_rel_error is not None}
+    notes = tuple(note for each in receipts for note in each.notes)
+    return Facts(kind, tuple(answers), found_texts, _megabytes(folder), errors, notes)
 
 
 def _chat(tokenizer: Any, prompt: str) -> np.ndarray:
@@ -180,9 +186,3 @@ def _texts(tokenizer: Any, cache: Path | None) -> dict[str, np.ndarray]:
 
 def _megabytes(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.glob("model.onnx*")) / 1e6
-
-
-def _notes(folder: Path) -> tuple[str, ...]:
-    from burnish.artifact import Artifact
-
-    return tuple(note for receipt in Artifact.open(folder).manifest.receipts for note in receipt.notes)

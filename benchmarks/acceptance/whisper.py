@@ -76,8 +76,8 @@ def measure(bundle: Path, stages: Stages, cache: Path | None = None) -> Facts:
         model = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
         hear = transformers.WhisperFeatureExtractor.from_pretrained(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    prompt = np.array([tokenizer.token_to_id(token) for token in _PROMPT], np.int64)
-    end = tokenizer.token_to_id(_END)
+    *start, end = (int(tokenizer.token_to_id(token) or 0) for token in (*_PROMPT, _END))
+    prompt = np.array(start, np.int64)
     graphs, clips = SpeechModel(bundle), _clips(cache)
     found = []
     with stages(f"Whisper: {len(clips)} clips, by PyTorch and by the graphs") as tell:
@@ -86,10 +86,9 @@ def measure(bundle: Path, stages: Stages, cache: Path | None = None) -> Facts:
             sound = hear(_samples(path), sampling_rate=RATE, return_tensors="np").input_features
             wanted = _torch_greedy(model, sound, prompt, end)
             tokens = graphs.greedy(sound, prompt, end, MOST)
-            texts = [tokenizer.decode(each).strip() for each in (wanted, tokens)]
-            errors = word_errors(words(said), words(texts[1]))
-            clip = Clip(path.stem, said, *texts, wanted == tokens, errors, len(words(said)))
-            found.append(clip)
+            theirs, ours = (tokenizer.decode(each).strip() for each in (wanted, tokens))
+            errors = word_errors(words(said), words(ours))
+            found.append(Clip(path.stem, said, theirs, ours, wanted == tokens, errors, len(words(said))))
     return Facts(tuple(found))
 
 

@@ -116,7 +116,7 @@ def test_table_and_products(kind: str) -> None:
     model = model_of(stored.values())
     wanted = Reference(to_bytes(model))(feeds())
     before = len(to_bytes(model))
-    assert keep_blocks(model, {"w": stored}).count == 1
+    assert keep_blocks(model, {"w": stored}).weights == 1
     ops = [node.op_type for node in model.graph]
     parts = 2 if kind == "Q8_0" else 1
     assert ops.count("MatMulNBits") == 2 * parts
@@ -147,7 +147,7 @@ def test_another_use_keeps_the_weight_float() -> None:
         stored.values(), BEFORE.replace("e = Gather (w, ids)", "e0 = Neg (w) e = Gather (e0, ids)")
     )
     kept = keep_blocks(model, {"w": stored})
-    assert kept.count == 0
+    assert kept.weights == 0
     assert kept.notes == (
         "kept as the file stores them, exactly: no weights",
         "1 matrices stay float32: used otherwise than by a matrix product or as a table",
@@ -160,7 +160,7 @@ def test_a_weight_that_differs_stays_float() -> None:
     changed = stored.values()
     changed[0, 0] = 9
     kept = keep_blocks(model := model_of(changed), {"w": stored})
-    assert kept.count == 0
+    assert kept.weights == 0
     assert "bit for bit" in kept.notes[1]
     assert "w" in model.graph.initializers
 
