@@ -42,8 +42,9 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
 class Example(NamedTuple):
     name: str
     quick: float
-    """What torch's metric reaches at least (a perplexity: at most) with `--quick`; measured ones are better."""
+    """What torch's metric reaches at least with `--quick` (a perplexity: at most)."""
     full: float
+    """The same without."""
     lost: float
     """How far int8 may be from torch, in the metric."""
     needs: tuple[str, ...] = ()
@@ -75,53 +76,31 @@ def run(example: Example, folder: Path, *options: str) -> Ran:
             kit.fetch(name)
         except kit.KitError as error:
             pytest.skip(error.what)
-    pytest.importorskip("tensorboardX")
+    if example.name == "lstm_classifier":
+        pytest.importorskip("tensorboardX")
+    command = [sys.executable, "-W", "error", str(EXAMPLES / f"{example.name}.py"), *options]
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(EXAMPLES / f"{example.name}.py"), "--output", str(folder), *options],
-        cwd=folder, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [*command, "--output", str(folder)], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=folder, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = msgspec.json.decode((folder / "result.json").read_bytes(), type=Result)
     return Ran(example, folder, result, done.stdout)
 
 
-@pytest.fixture(scope="session")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Ran]:
-    """Each example once, with `--quick`."""
-    ran: dict[str, Ran] = {}
-
-    def get(name: str) -> Ran:
-        if name not in ran:
-            ran[name] = run(TABLE[name], tmp_path_factory.mktemp(name), "--quick")
-        return ran[name]
-
-    return get
-
-
 def check(ran: Ran, least: float) -> None:
-    """The metric is good, kept by export and optimisation, nearly kept by int8; int8 is small; all were timed."""
+    """The metric is good, kept by export and optimisation, nearly so by int8, which is small."""
     rows = {row.name: row for row in ran.result.rows}
     assert list(rows) == WAYS
-    torch = rows["torch"].metric
-    assert torch <= least if ran.result.metric == "perplexity" else torch >= least
-    for name in ("exported", "optimised"):
-        assert rows[name].metric == pytest.approx(torch, abs=0.51), "a tie may fall the other way"
+    torch, perplexity = rows["torch"].metric, ran.result.metric == "perplexity"
+    assert torch <= least if perplexity else torch >= least
+    for name in ("exported", "optimised"):  # of two equally likely answers, another may be the first
+        assert rows[name].metric == pytest.approx(torch, abs=0.01 if perplexity else 0.51)
     assert rows["int8"].metric == pytest.approx(torch, abs=ran.example.lost)
     assert rows["int8"].kilobytes < 0.5 * rows["exported"].kilobytes
     assert all(row.p50_ms > 0 for row in rows.values())
     for row in rows.values():
         assert re.search(rf"│ {row.name} +│ +{row.kilobytes:,.1f} │", ran.said)
-
-
-@pytest.mark.parametrize("name", sorted(TABLE))
-@pytest.mark.timeout(600)
-def test_quick(quick: Callable[[str], Ran], name: str) -> None:
-    ran = quick(name)
-    check(ran, ran.example.quick)
-    weights = burnish.Artifact.open(ran.folder / "int8").model.graph.initializers.values()
-    assert sum(value.dtype.name in ("INT8", "UINT8") and value.const_value.size > 256 for value in weights)
-    for way in WAYS[1:]:
-        assert burnish.Artifact.open(ran.folder / way).manifest.receipts[-1].assignments or way == "exported"
 
 
 @pytest.mark.slow
@@ -131,33 +110,31 @@ def test_full(tmp_path: Path, name: str) -> None:
     check(run(TABLE[name], tmp_path), TABLE[name].full)
 
 
-def test_feed_forward_layers_shared_in_torch_are_stored_once(quick: Callable[[str], Ran]) -> None:
-    ran = quick("shared_transformer")
+def stored_once(ran: Ran) -> None:
+    """Feed-forward layers that encoder and decoder share in torch are stored once in every file."""
     for way, bytes_each in (("exported", 4), ("optimised", 4), ("int8", 1)):
         model = burnish.Artifact.open(ran.folder / way).model
-        found = [v.const_value for v in model.graph.initializers.values() if v.const_value.size == 64 * 256]
-        assert [weight.nbytes for weight in found] == [64 * 256 * bytes_each] * 4
-        assert (
-            f"{way}: 4 feed-forward matrices for 8 uses, {64 * 256 * bytes_each * 4:,} bytes"
-            in ran.result.remarks
-        )
-        uses = [v for v in model.graph.initializers.values() if v.const_value.size == 64 * 256]
-        assert sum(len(_products(value)) for value in uses) == 8
+        found = [v for v in model.graph.initializers.values() if v.const_value.size == 64 * 256]
+        assert [value.const_value.nbytes for value in found] == [64 * 256 * bytes_each] * 4
+        assert [len(products(value)) for value in found] == [2] * 4
+        every = f"{64 * 256 * bytes_each * 4:,} bytes"
+        assert f"{way}: 4 feed-forward matrices for 8 uses, {every}" in ran.result.remarks
 
 
-def _products(value: object) -> list[object]:
+def products(value: object) -> list[object]:
     """The MatMul and Gemm nodes that a weight reaches, through what only reads it."""
     found: list[object] = []
     for node in value.consumers():  # type: ignore[attr-defined]
         if node.op_type in ("MatMul", "Gemm"):
             found.append(node)
         elif node.op_type in ("DequantizeLinear", "Transpose"):
-            found += _products(node.outputs[0])
+            found += products(node.outputs[0])
     return found
 
 
-def test_tensorboard_has_loss_accuracy_and_rate_of_every_step(quick: Callable[[str], Ran]) -> None:
-    (file,) = (quick("lstm_classifier").folder / "logs").iterdir()
+def logged(ran: Ran) -> None:
+    """TensorBoard's file has loss, accuracy and rate of every step."""
+    (file,) = (ran.folder / "logs").iterdir()
     scalars = read_scalars(file)
     assert set(scalars) == {"train/loss", "train/accuracy", "train/rate"}
     for found in scalars.values():
@@ -188,8 +165,8 @@ def read_scalars(file: Path) -> dict[str, list[tuple[int, float]]]:
     return found
 
 
-def test_the_decoder_is_exported_with_its_cache_and_tells_a_tale(quick: Callable[[str], Ran]) -> None:
-    ran = quick("gpt_decoder")
+def tells(ran: Ran) -> None:
+    """The decoder was exported with its cache, and tells a tale."""
     for way in WAYS[1:]:
         with burnish.load(ran.folder / way) as session:
             names = [spec.name for spec in session.inputs]
@@ -201,6 +178,23 @@ def test_the_decoder_is_exported_with_its_cache_and_tells_a_tale(quick: Callable
     (told,) = (remark for remark in ran.result.remarks if remark.startswith("int8 tells"))
     assert "There was once a king who " in told
     assert len(told) >= 80
+
+
+CHECKS: dict[str, Callable[[Ran], None]] = {
+    "lstm_classifier": logged, "gpt_decoder": tells, "shared_transformer": stored_once,
+}  # fmt: skip
+"""What else there is to see in an example."""
+
+
+@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.timeout(900)
+def test_quick(tmp_path: Path, name: str) -> None:
+    ran = run(TABLE[name], tmp_path, "--quick")
+    check(ran, ran.example.quick)
+    weights = burnish.Artifact.open(tmp_path / "int8").model.graph.initializers.values()
+    assert any(w.dtype.name in ("INT8", "UINT8") and w.const_value.size > 256 for w in weights)
+    assert "deployed" in [r.step for r in burnish.Artifact.open(tmp_path / "int8").manifest.receipts]
+    CHECKS.get(name, lambda _: None)(ran)
 
 
 def test_the_readme_of_the_examples_shows_each() -> None:
