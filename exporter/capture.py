@@ -10,6 +10,7 @@ from typing import Any, final
 from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.failures import typed
+from burnish.exporter.masks import masks_as_given
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import quiet
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
@@ -45,7 +46,7 @@ def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: 
     """
     shapes = _dynamic_shapes(named, axes)
     try:
-        with quiet():
+        with quiet(), masks_as_given():
             program = torch.onnx.export(
                 module, (), kwargs=copies(named), dynamic_shapes=shapes, opset_version=opset,
                 dynamo=True, optimize=False, verbose=False,
@@ -76,6 +77,6 @@ def _places(axes: Sequence[Axis]) -> dict[str, str]:
 
 def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
     """Trace once more, only to hear which conditions torch adds and where."""
-    with quiet(), reasons() as guards, contextlib.suppress(Exception):
+    with quiet(), masks_as_given(), reasons() as guards, contextlib.suppress(Exception):
         torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
     return guards
