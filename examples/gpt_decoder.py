@@ -91,7 +91,7 @@ def main() -> None:
     model = make_model(layers)
     train(
         model, windows(learnt, random), lambda ids: classified(model(ids[:, :-1]).logits, ids[:, 1:]),
-        steps=100 if quick else 800, rate=4e-3, decay=0.1,
+        steps=60 if quick else 800, rate=4e-3, decay=0.1,
     )  # fmt: skip
 
     saved = output / "saved"

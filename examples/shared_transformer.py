@@ -79,8 +79,8 @@ def main() -> None:
         source, target = batch
         return classified(model(source, target[:, :-1]), target[:, 1:])
 
-    batches = (tuple(map(torch.from_numpy, dates(64, random))) for _ in iter(int, 1))
-    train(model, batches, losses, steps=400 if quick else 2500, rate=3e-3)
+    batches = (tuple(map(torch.from_numpy, dates(32 if quick else 64, random))) for _ in iter(int, 1))
+    train(model, batches, losses, steps=250 if quick else 2000, rate=3e-3)
 
     source, target = dates(512, random)
     rows = [slice(at, at + 1) for at in range(64)]

@@ -11,6 +11,7 @@ from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.failures import typed
 from burnish.exporter.library_fixes import fixes, translate
+from burnish.exporter.masks import masks_as_given
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import quiet
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
@@ -56,7 +57,7 @@ def capture(
     """
     shapes = _dynamic_shapes(named, axes)
     try:
-        with quiet():
+        with quiet(), masks_as_given():
             translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
         return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
     except ExportError as error:
@@ -109,6 +110,6 @@ def _places(axes: Sequence[Axis]) -> dict[str, str]:
 
 def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
     """Trace once more, only to hear which conditions torch adds and where."""
-    with quiet(), reasons() as guards, contextlib.suppress(Exception):
+    with quiet(), masks_as_given(), reasons() as guards, contextlib.suppress(Exception):
         torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
     return guards

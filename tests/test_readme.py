@@ -80,9 +80,11 @@ def test_the_snippets_of_the_docs_run() -> None:
 
 def test_the_examples_run(encoder_path: Path, tmp_path: Path) -> None:
     arguments = {"optimize_a_model": [str(encoder_path), str(tmp_path / "fast.onnx")], "own_pass": []}
-    examples = sorted((ROOT / "examples").glob("*.py"))
-    assert {path.stem for path in examples} == set(arguments)
-    for path in examples:
+    every = {path.stem: path for path in sorted((ROOT / "examples").glob("*.py"))}
+    textbook = ROOT / "tests" / "examples" / "test_textbook.py"  # which runs those in its table
+    tested = re.findall(r'Example\("(\w+)"', textbook.read_text(encoding="utf-8"))
+    assert {*arguments, *tested} == set(every)
+    for path in map(every.__getitem__, arguments):
         command = [sys.executable, "-P", str(path), *arguments[path.stem]]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
         assert done.returncode == 0, f"{path.name}\n{done.stderr}"

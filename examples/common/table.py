@@ -73,7 +73,7 @@ def compare(
 
 def show(result: Result) -> None:
     """Print the table and what its figures mean."""
-    table = Table(title=result.title, title_justify="left")
+    table = Table()
     table.add_column("")
     for head in ("size kB", result.metric, "p50 ms", "speed-up"):
         table.add_column(head, justify="right")
@@ -84,7 +84,7 @@ def show(result: Result) -> None:
     on = machine()
     threads = f"{THREADS} thread{'s' if THREADS > 1 else ''}"
     out = Console(width=110)
-    out.print(table)
+    out.print(result.title, table, sep="\n", highlight=False)
     out.print(
         f"p50: {result.timed}; in turns in one run, {threads} of {on['cpu']}, {platform.system()}.",
         *result.remarks, sep="\n", highlight=False,
