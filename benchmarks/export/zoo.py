@@ -120,6 +120,7 @@ def build(case: Architecture) -> tuple[Any, tuple[str, ...]]:
     torch.manual_seed(0)
     with quiet():
         config = small(transformers.CONFIG_MAPPING[case.kind], given)
+        config.architectures = config.architectures or []  # None breaks classes with two heads (deit, levit)
         model = loader.from_config(config).eval()
     decodes = case.form in ("decoder", "encoder-decoder") and hasattr(model, "generate")
     text = case.form == "decoder" or case.task == "text2text-generation"
