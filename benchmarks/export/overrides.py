@@ -12,6 +12,8 @@ OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
     "cvt": {"embed_dim": (16, 32, 48), "num_heads": (1, 2, 3), "depth": (1, 2, 3)},
     "wav2vec2-bert": {"vocab_size": 32},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
+    "deepseek_v2": {"num_key_value_heads": 4},
+    "deepseek_v3": {"num_key_value_heads": 4},
     "mamba2": {"hidden_size": 32, "num_heads": 8, "head_dim": 8, "expand": 2},
     "nemotron": {"num_key_value_heads": 2},
 }
