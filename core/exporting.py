@@ -90,17 +90,36 @@ def _one(
     source: TorchSource, *, opset: int, seed: int, notes: Sequence[str] = (), **options: Any
 ) -> tuple[Artifact, Graph]:
     """One module exported and compared with PyTorch, and its graph ready to run."""
+    from burnish.errors import ExportError, MismatchError
+    from burnish.exporter.library_fixes import MENDED, has_fixes
+
+    given = {"opset": opset, "seed": seed, "notes": notes} | options
+    try:
+        return _attempt(source, **given)
+    except (ExportError, MismatchError) as error:
+        if error.code not in MENDED or not has_fixes(source.module):
+            raise
+        try:
+            return _attempt(source, fixed=True, **given)
+        except (ExportError, MismatchError):
+            raise error from None
+
+
+def _attempt(
+    source: TorchSource, *, opset: int, seed: int, notes: Sequence[str], fixed: bool = False, **options: Any
+) -> tuple[Artifact, Graph]:
     from burnish.exporter.decoding import Graph
     from burnish.exporter.parity import check_parity
     from burnish.exporter.torch_export import export_module
 
     exported = export_module(
-        source.module, source.inputs, opset=opset, input_names=source.input_names, **options
+        source.module, source.inputs, opset=opset, input_names=source.input_names, fixed=fixed, **options
     )
     with model_file(exported.model) as file:
         run = Reference(file)
         receipt = check_parity(exported, run, seed=seed)
-    receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes, *notes))
+    mended = ("traced with transformers' own patches, as a plain trace fails",) if fixed else ()
+    receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *mended, *receipt.notes, *notes))
     manifest = msgspec.structs.replace(
         exported.signature, source=source.description, receipts=(receipt,),
         versions=versions(("torch", "transformers")),
@@ -129,11 +148,8 @@ def _several(source: TorchParts, *, opset: int, seed: int, tokens: int | None, *
 
 def _of_part(options: dict[str, Any], part: TorchSource) -> dict[str, Any]:
     """The options with the ranges of those dims only that the part has."""
-    names = {
-        spec if isinstance(spec, str) else spec[0]
-        for dims in (part.dynamic or {}).values()
-        for spec in dims.values()
-    }
+    specs = [spec for dims in (part.dynamic or {}).values() for spec in dims.values()]
+    names = {spec if isinstance(spec, str) else spec.name for spec in specs}
     ranges = {name: given for name, given in (options.get("ranges") or {}).items() if name in names}
     return options | {"ranges": ranges}
 

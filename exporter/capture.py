@@ -10,6 +10,7 @@ from typing import Any, final
 from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.failures import typed
+from burnish.exporter.library_fixes import fixes, translate
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import quiet
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
@@ -28,7 +29,9 @@ class Dims:
     notes: list[str]
 
 
-def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int) -> tuple[Any, Dims]:
+def capture(
+    module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int, *, fixed: bool = False
+) -> tuple[Any, Dims]:
     """Trace a module and translate it; torch's own optimiser stays off.
 
     Args:
@@ -36,6 +39,7 @@ def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: 
         named: example inputs by parameter name.
         axes: the dynamic axes.
         opset: of the graph.
+        fixed: with transformers' own mends (see `burnish.exporter.library_fixes`).
 
     Returns:
         The `torch.onnx.ONNXProgram` (its weights are the module's own memory), and its dims.
@@ -46,7 +50,7 @@ def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: 
     shapes = _dynamic_shapes(named, axes)
     try:
         with quiet():
-            program = torch.onnx.export(
+            program = _fixed(module, named, shapes, opset) if fixed else torch.onnx.export(
                 module, (), kwargs=copies(named), dynamic_shapes=shapes, opset_version=opset,
                 dynamo=True, optimize=False, verbose=False,
             )  # fmt: skip
@@ -56,6 +60,15 @@ def capture(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: 
     except Exception as error:
         failure = typed(error, axes)
         raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
+
+
+def _fixed(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int) -> Any:
+    with fixes(module):
+        traced = torch.export.export(
+            module, (), kwargs=copies(named), dynamic_shapes=shapes, strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )  # fmt: skip
+        return translate(traced, opset)
 
 
 def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from burnish.errors import ExportError
 from burnish.exporter.cache import Layout, Slot, layout_of
-from burnish.exporter.dims import DimSpec
+from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.example_inputs import BATCH, longest, run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import torch
@@ -82,7 +82,7 @@ def past_examples(slots: Mapping[str, Slot], past: int) -> dict[str, Any]:
 def past_dims(slots: Mapping[str, Slot], length: DimSpec | None) -> dict[str, dict[int, DimSpec]]:
     """The dynamic axes of cache tensors by parameter name; `length`: of what grows, None: fixed."""
     return {
-        parameter(name): {0: ("batch", 1, None)} | ({2: length} if slot.grows and length else {})
+        parameter(name): {0: "batch"} | ({2: length} if slot.grows and length else {})
         for name, slot in slots.items()
     }
 
@@ -128,10 +128,10 @@ def _examples(
     mask = torch.ones(BATCH, (_PAST if grows else 0) + sequence, dtype=torch.int64)
     inputs = {"input_ids": ids, "attention_mask": mask} | past_examples(past, _PAST)
     top = longest(model.config)
-    tokens: dict[int, DimSpec] = {0: ("batch", 1, None)}
-    dims = {"input_ids": tokens, "attention_mask": tokens} | past_dims(past, ("past_sequence", 0, top))
+    tokens: dict[int, DimSpec] = {0: "batch"}
+    dims = {"input_ids": tokens, "attention_mask": tokens} | past_dims(past, Assumed("past_sequence", 0, top))
     if sequence > 1:
-        dims["input_ids"] = tokens | {1: ("sequence", 1, top)}
+        dims["input_ids"] = tokens | {1: Assumed("sequence", 1, top)}
     if grows:
         total = "past_sequence + sequence" if sequence > 1 else "past_sequence + 1"
         dims["attention_mask"] = tokens | {1: total}
@@ -145,6 +145,8 @@ def _forward(model: Any, layout: Layout, past: Mapping[str, Slot], *, last_logit
 
     def forward(input_ids: Any, attention_mask: Any, **tensors: Any) -> dict[str, Any]:
         seen = tensors[growing].shape[2] if growing else 0
+        # torch.export keeps the mask's length a size of its own; this says that it is the sum.
+        attention_mask = attention_mask.reshape(input_ids.shape[0], seen + input_ids.shape[1])
         now = attention_mask[:, seen:]
         restored = layout.restore({slot.label: tensors[name] for name, slot in past.items()})
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": True, cache: restored}
@@ -153,9 +155,19 @@ def _forward(model: Any, layout: Layout, past: Mapping[str, Slot], *, last_logit
         with only_last(model, last_token(now) if last_logits_only else None) as finished:
             found = model(**given)
         kept = layout.read(getattr(found, cache))
+        kept |= {
+            slot.label: _unless_padding(kept[slot.label], tensors[name], now)
+            for name, slot in past.items()
+            if not slot.grows
+        }
         return {"logits": finished(found.logits)} | {f"{PRESENT}.{label}": t for label, t in kept.items()}
 
     return forward
+
+
+def _unless_padding(new: Any, old: Any, mask: Any) -> Any:
+    """A state after one token, `[batch, ...]`: as it was in rows whose token is padding."""
+    return torch.where(mask.bool().reshape(-1, *[1] * (new.dim() - 1)), new, old)
 
 
 def _cache_of(model: Any) -> str:

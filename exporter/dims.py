@@ -19,6 +19,17 @@ DimSpec = Any
 """A name, `(name, min, max)` with max None for no bound, a `torch.export.Dim`, or a sum of named dims
 (`past_sequence + sequence`)."""
 
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Assumed:
+    """A named dim whose range a configuration says: one that the module narrows is noted, and no error."""
+
+    name: str
+    min: int = 1
+    max: int | None = None
+
+
 Dynamic = Mapping[str, Mapping[int, DimSpec]]
 """For each input, the dim at each dynamic axis: `{"input_ids": {0: "batch", 1: ("sequence", 1, 512)}}`."""
 
@@ -131,6 +142,8 @@ def _axis(name: str, index: int, spec: DimSpec, shapes: Mapping[str, Sequence[in
 def _read(spec: DimSpec) -> tuple[str, DimRange, bool]:
     if isinstance(spec, str):
         return spec, DimRange(), False
+    if isinstance(spec, Assumed):
+        return spec.name, DimRange(spec.min, spec.max), False
     if isinstance(spec, tuple) and len(spec) == 3 and isinstance(spec[0], str):
         return spec[0], _range(*spec), True
     if hasattr(spec, "__name__") and hasattr(spec, "min") and not hasattr(spec, "root"):
@@ -159,7 +172,10 @@ def _agree(name: str, axes: Sequence[Axis], override: tuple[int, int | None] | N
     promised = {axis.allowed for axis in axes if axis.name == name and axis.promised}
     if len(promised) > 1:
         raise _bad(f"Dim {name!r} has two ranges.", "Give it the same range everywhere.")
-    return (promised.pop(), True) if promised else (DimRange(), False)
+    if promised:
+        return promised.pop(), True
+    assumed = [axis.allowed for axis in axes if axis.name == name and axis.allowed != DimRange()]
+    return (assumed[0] if assumed else DimRange()), False
 
 
 def _free_size(size: int, allowed: DimRange, taken: set[int]) -> int:

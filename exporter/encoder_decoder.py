@@ -11,6 +11,7 @@ that it returns.
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any, Final
@@ -18,7 +19,7 @@ from typing import Any, Final
 from burnish.errors import ExportError
 from burnish.exporter.cache import Layout, Slot, layout_of
 from burnish.exporter.causal import PAST, PRESENT, last_token, only_last, past_dims, past_examples
-from burnish.exporter.dims import DimSpec
+from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.example_inputs import BATCH, Examples, longest, make_examples, run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import need, torch
@@ -65,8 +66,11 @@ def _varies(examples: Examples) -> bool:
 
 
 def _renamed(length: DimSpec | None) -> DimSpec:
-    low, high = (length[1], length[2]) if isinstance(length, tuple) else (1, None)
-    return ("encoder_sequence", low, high)
+    return (
+        dataclasses.replace(length, name="encoder_sequence")
+        if isinstance(length, Assumed)
+        else "encoder_sequence"
+    )
 
 
 def start_token(model: Any) -> int:
@@ -132,14 +136,14 @@ def _decoder(
     ids = torch.arange(BATCH * _SEQUENCE).reshape(BATCH, _SEQUENCE) % vocabulary
     top = longest(model.config)
     inputs: dict[str, Any] = {"decoder_input_ids": ids}
-    dims: dict[str, dict[int, DimSpec]] = {"decoder_input_ids": {0: "batch", 1: ("sequence", 1, top)}}
+    dims: dict[str, dict[int, DimSpec]] = {"decoder_input_ids": {0: "batch", 1: Assumed("sequence", 1, top)}}
     if masked:
         mask = torch.ones(BATCH, hidden.shape[1], dtype=torch.int64)
         mask[-1, hidden.shape[1] // 2 :] = 0
         inputs["encoder_attention_mask"] = mask
         dims["encoder_attention_mask"] = {0: "batch"} | ({1: length} if length else {})
     inputs |= past_examples(past, _PAST) | past_examples(fixed, hidden.shape[1])
-    dims |= past_dims(past, ("past_sequence", 0, top)) | past_dims(fixed, length)
+    dims |= past_dims(past, Assumed("past_sequence", 0, top)) | past_dims(fixed, length)
     module = seen_through(model, forward, [*list(inputs)[: 1 + masked], *past, *fixed])
     return TorchSource(module, inputs, dims, input_names={parameter(name): name for name in (*past, *fixed)})
 
@@ -179,7 +183,15 @@ def _paired(own: Any, cross: Any) -> Any:
 
 
 def _outputs(hidden: Any) -> Any:
-    return need("transformers.modeling_outputs").BaseModelOutput(last_hidden_state=hidden)
+    """What an encoder returns; whatever else the model looks for in it is None."""
+    base = need("transformers.modeling_outputs").BaseModelOutput
+
+    class Encoded(base):  # type: ignore[misc, valid-type]
+        def __getattr__(self, name: str) -> None:
+            if name.startswith("__"):
+                raise AttributeError(name)
+
+    return Encoded(last_hidden_state=hidden)
 
 
 def _name(prefix: str, label: str, side: str) -> str:

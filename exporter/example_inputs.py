@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 from burnish.errors import ExportError
-from burnish.exporter.dims import DimSpec
+from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.failures import said
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import evaluating, quiet
@@ -84,7 +84,7 @@ def longest(config: Any) -> int | None:
 
 def text_dims(config: Any) -> dict[int, DimSpec]:
     """The dynamic axes of `[batch, sequence]` inputs."""
-    return {0: ("batch", 1, None), 1: ("sequence", 1, longest(config))}
+    return {0: "batch", 1: Assumed("sequence", 1, longest(config))}
 
 
 def _usual(model: Any, takes: Mapping[str, Any]) -> list[str]:
@@ -130,12 +130,12 @@ def _pixels(config: Any) -> tuple[Any, Dims]:
     height, width = _pair(_first(vision, config, names=("image_size", "input_size"), default=224))
     channels = _first(vision, config, names=("num_channels", "in_chans", "in_channels"), default=3)
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(BATCH, channels, height, width, generator=generator), {0: ("batch", 1, None)}
+    return torch.randn(BATCH, channels, height, width, generator=generator), {0: "batch"}
 
 
 def _waves(_config: Any) -> tuple[Any, Dims]:
     generator = torch.Generator().manual_seed(0)
-    dims: Dims = {0: ("batch", 1, None), 1: "samples"}
+    dims: Dims = {0: "batch", 1: "samples"}
     return torch.randn(BATCH, _SAMPLES, generator=generator), dims
 
 
@@ -147,9 +147,9 @@ def _features(config: Any) -> tuple[Any, Dims]:
     positions = _first(audio, config, names=("max_source_positions",), default=None)
     generator = torch.Generator().manual_seed(0)
     if positions is not None and not hasattr(config, "conv_kernel_sizes"):
-        return torch.randn(BATCH, bins, 2 * positions, generator=generator), {0: ("batch", 1, None)}
+        return torch.randn(BATCH, bins, 2 * positions, generator=generator), {0: "batch"}
     frames = _first(audio, config, names=("max_length_frames",), default=_FRAMES)
-    dims: Dims = {0: ("batch", 1, None), 1: "frames"}
+    dims: Dims = {0: "batch", 1: "frames"}
     return torch.randn(BATCH, frames, bins, generator=generator), dims
 
 
@@ -157,7 +157,7 @@ def _spectrogram(config: Any) -> tuple[Any, Dims]:
     """`[batch, frames, bins]` of a fixed length, as an audio spectrogram transformer takes it."""
     generator = torch.Generator().manual_seed(0)
     shape = (BATCH, int(config.max_length), int(config.num_mel_bins))
-    return torch.randn(shape, generator=generator), {0: ("batch", 1, None)}
+    return torch.randn(shape, generator=generator), {0: "batch"}
 
 
 def _waves_or_spectrogram(config: Any) -> tuple[Any, Dims]:

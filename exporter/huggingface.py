@@ -12,7 +12,7 @@ from typing import Any
 
 from burnish.errors import ExportError
 from burnish.exporter.causal import causal_source
-from burnish.exporter.dims import DimSpec
+from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.encoder_decoder import encoder_decoder_source
 from burnish.exporter.example_inputs import longest, make_examples, text_dims
 from burnish.exporter.folder import attachments_of, need_weights, read_config
@@ -71,7 +71,7 @@ def _source(
 def _within(module: Any, dims: Mapping[int, DimSpec]) -> dict[int, DimSpec]:
     """The dims with the length that the position table allows."""
     if dims == text_dims(module.config):
-        return {**dims, 1: ("sequence", 1, _longest(module))}
+        return {**dims, 1: Assumed("sequence", 1, _longest(module))}
     return dict(dims)
 
 

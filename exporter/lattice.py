@@ -19,6 +19,7 @@ _PAIRS: Final = 500_000_000  # parameters up to which all pairs of sizes are
 _MOST_ELEMENTS: Final = 2**20  # of all inputs together
 _LONGEST: Final = 512  # of a dim with a larger bound: attention takes memory by its square
 _BATCHES: Final = (1, 2, 3)
+_ROOM: Final = 7  # tokens that must fit after the longest past
 _FREE: Final = 16  # the longest of a dim without a bound
 
 
@@ -34,7 +35,9 @@ def lattice(specs: Sequence[TensorSpec], dims: Mapping[str, DimRange], parameter
     if not levels:
         return [{}]
     combinations = [dict(zip(levels, sizes, strict=True)) for sizes in itertools.product(*levels.values())]
-    fitting = [each for each in combinations if _elements(specs, each) <= _MOST_ELEMENTS] or combinations[:1]
+    fitting = [
+        each for each in combinations if _elements(specs, each) <= _MOST_ELEMENTS and _within(each, dims)
+    ] or combinations[:1]
     fitting.sort(key=lambda each: (_elements(specs, each), *each.values()))
     if parameters <= _ALL and len(fitting) <= 3 * 4 * 4:
         return fitting
@@ -47,12 +50,23 @@ def _levels(name: str, allowed: DimRange) -> list[int]:
     if is_batch(name):
         wanted: tuple[int, ...] = (*_BATCHES, *most)
     elif allowed.min == 0:
-        wanted = (0, 1, top)
+        wanted = (0, 1, max(1, top - _ROOM))
     else:
         low = max(allowed.min, 1)
         wanted = (low, low + 1, 2 * low + 5, max(top, 3 * low))
     kept = [max(allowed.min, size if allowed.max is None else min(size, allowed.max)) for size in wanted]
     return list(dict.fromkeys(kept))
+
+
+def _within(assignment: Assignment, dims: Mapping[str, DimRange]) -> bool:
+    """A past and what comes after it are no longer together than either may be: positions end there."""
+    pasts = [name for name in assignment if name in dims and dims[name].min == 0]
+    for past in pasts:
+        top = dims[past].max
+        after = [n for n in assignment if n != past and n in dims and dims[n].max == top and not is_batch(n)]
+        if top is not None and any(assignment[past] + assignment[name] > top for name in after):
+            return False
+    return True
 
 
 def _covering(combinations: Sequence[Assignment], strength: int) -> list[Assignment]:

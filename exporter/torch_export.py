@@ -69,6 +69,7 @@ def export_module(
     input_names: Mapping[str, str] | None = None,
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
+    fixed: bool = False,
 ) -> Exported:
     """Export a module as it computes in eval mode; weights are copied.
 
@@ -83,6 +84,7 @@ def export_module(
         input_names: of the graph's inputs, by parameter name; default: the parameters' own.
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
+        fixed: trace with transformers' own mends.
 
     Raises:
         ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
@@ -103,7 +105,7 @@ def export_module(
         named, result, notes = _widen(module, named, axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        program, dims = capture(module, named, axes, opset)
+        program, dims = capture(module, named, axes, opset, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
     model, moved = _finish(program, dims, (list(renamed.values()), names), keep_metadata=keep_metadata)
     notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
