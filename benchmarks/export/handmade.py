@@ -113,7 +113,7 @@ class Einsum(nn.Module):
 
 
 class Tied(nn.Module):
-    """`nn.Transformer`, its encoder's and decoder's feed-forward layers the same, embedding tied to the head."""
+    """`nn.Transformer`, encoder and decoder sharing feed-forward layers, embedding tied to the head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class Scan(nn.Module):
 
 
 class Detector(nn.Module):
-    """Boxes and scores, the best eight of them by TopK, overlapping ones set to zero by a fixed-length NMS."""
+    """Boxes and scores, the best eight by TopK, overlapping ones set to zero (NMS of a fixed length)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -78,7 +78,10 @@ def _versions() -> dict[str, str]:
 
 def _groups(cases: Sequence[str]) -> list[tuple[str, list[str]]]:
     made = [case for case in cases if case.startswith(f"{HAND_MADE}/")]
-    return [("architectures of transformers", [c for c in cases if c not in made]), ("hand-made networks", made)]
+    return [
+        ("architectures of transformers", [c for c in cases if c not in made]),
+        ("hand-made networks", made),
+    ]
 
 
 def summaries(rows: Rows, cases: Sequence[str]) -> list[Summary]:
@@ -114,7 +117,16 @@ def _markdown(rows: Rows, cases: Sequence[str]) -> Iterator[str]:
     yield from _failures(rows, cases)
     for title, chosen in _groups(cases):
         yield f"## Each of the {title}\n"
-        heads = ("case", "class", *(TITLES[name] for name in EXPORTERS), "s", "peak MB", "nodes", "sizes", "error")
+        heads = (
+            "case",
+            "class",
+            *(TITLES[name] for name in EXPORTERS),
+            "s",
+            "peak MB",
+            "nodes",
+            "sizes",
+            "error",
+        )
         yield _table(heads, [_line(rows, case) for case in chosen])
 
 
@@ -157,9 +169,7 @@ def _left_out(rows: Rows, cases: Sequence[str]) -> Iterator[str]:
 
 def _failures(rows: Rows, cases: Sequence[str]) -> Iterator[str]:
     for name in EXPORTERS:
-        bad = [
-            row for case in cases if (row := rows.get((case, name))) and row.status in ("wrong", "failed")
-        ]
+        bad = [row for case in cases if (row := rows.get((case, name))) and row.status in ("wrong", "failed")]
         if not bad:
             continue
         yield f"## What {TITLES[name]} does not get right\n"

@@ -156,7 +156,9 @@ class Translator:
         self._cache |= {name: encoded[output] for name, output in pairs.items()}
         self._always = {}
         if hidden is not None:
-            self._always |= dict.fromkeys(("encoder_hidden_states", "encoder_outputs.last_hidden_state"), hidden)
+            self._always |= dict.fromkeys(
+                ("encoder_hidden_states", "encoder_outputs.last_hidden_state"), hidden
+            )
         if "attention_mask" in given:
             mask = to_numpy(given["attention_mask"]).astype(np.int64)
             self._always |= dict.fromkeys(("encoder_attention_mask", "attention_mask"), mask)
