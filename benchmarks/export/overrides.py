@@ -6,6 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 OVERRIDES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "bit": {"num_groups": 8},
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},

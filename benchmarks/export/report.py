@@ -1,4 +1,4 @@
-"""The table, from the rows that a sweep left: export.json and export.md. Written by the command, never by hand."""
+"""The table, from the rows that a sweep left: export.json and export.md, never written by hand."""
 
 from __future__ import annotations
 
@@ -132,20 +132,26 @@ def _markdown(rows: Rows, cases: Sequence[str]) -> Iterator[str]:
 
 def _introduction() -> str:
     libraries = ", ".join(f"{name} {version}" for name, version in _versions().items())
-    return (
-        "Small random models; random weights are as large as trained ones are. Every exporter is told the same "
-        "dims to keep dynamic, runs in a process of its own, and is judged by the same judge: "
-        "**parity** with the PyTorch module at every combination of batch 1, 2, 3 and lengths 1, 2, odd, longest "
-        "(for decoders: past 0, 1, 11 by 1, 2, 7, 24 new tokens, rows padded on the left), in onnxruntime on the "
-        f"CPU with its optimiser off and on, within {TOLERANCE:g} of the largest value; **dims**: none of those "
-        f"declared is a number in the graph; **decode**: {TOKENS} tokens greedily, alone and as a batch of three "
-        "of different lengths, with the graph's cache, every token that of the module without one. A decoder "
-        "exported without a cache is not fully right; its graph is judged all the same. A graph that takes one "
-        "token at a time (state-space models) is judged so, without padding. transformers.exporters leaves the "
-        "encoder of an encoder-decoder to its user: the judge runs it in PyTorch.\n\n"
-        "Seconds are of the processor (one thread), with whatever the exporter checks itself; MB are what "
-        f"exporting added to the process at its peak.\n\n{libraries}\n"
-    )
+    return f"{_INTRODUCTION}\n{libraries}\n"
+
+
+_INTRODUCTION: Final = f"""\
+Small random models; random weights are as large as trained ones are. Every exporter is told the same dims to
+keep dynamic, runs in a process of its own, and is judged by the same judge:
+
+- **parity** with the PyTorch module at every combination of batch 1, 2, 3 and lengths 1, 2, odd, longest (for
+  decoders: past 0, 1, 11 by 1, 2, 7, 24 new tokens, rows padded on the left), in onnxruntime on the CPU with
+  its optimiser off and on, within {TOLERANCE:g} of the largest value;
+- **dims**: none of those declared is a number in the graph;
+- **decode**: {TOKENS} tokens greedily, alone and as a batch of three of different lengths, with the graph's
+  cache; every token is that of the module without one. A decoder exported without a cache is not fully right;
+  its graph is judged all the same.
+
+A graph that takes one token at a time (state-space models) is judged so, without padding.
+transformers.exporters leaves the encoder of an encoder-decoder to its user: the judge runs it in PyTorch.
+Seconds are of the processor (one thread), with whatever the exporter checks itself; MB are what exporting
+added to the process at its peak. s, MB, nodes, sizes and error in the long tables are burnish's.
+"""
 
 
 def _counts(each: Summary) -> tuple[str, ...]:

@@ -91,7 +91,8 @@ RULES: Final[tuple[tuple[str, Rule], ...]] = (
      r"max_decoder_position_embeddings|original_max_position_embeddings|model_max_length"), _at_most(POSITIONS)),
     (r"image_size|img_size|pretrain_image_size", _whole(IMAGE)),
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts", _at_most(4)),
-    (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|num_selected_experts|top_k_experts|moe_top_k", _at_most(2)),
+    (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|num_selected_experts|top_k_experts|moe_top_k",
+     _at_most(2)),
     (r"n_group|topk_group|num_expert_group|n_groups|mamba_n_groups", _at_most(1)),
     (r"first_k_dense_replace|num_dense_layers|num_nextn_predict_layers|n_dense_layers", _at_most(1)),
     (r"num_kv_shared_layers", _whole(0)),
@@ -123,7 +124,7 @@ _INDICES: Final = re.compile(r".*(_indices|_indexes|_layers_idx|layer_ids?)\Z")
 
 
 def small(config_class: Any, given: Mapping[str, Any] = {}, seed: Any = None) -> Any:
-    """A configuration of the class, small; `given` fields are taken as they are (dicts: of sub-configurations).
+    """A configuration of the class, small, with `given` fields as they are (dicts: of sub-configurations).
 
     Args:
         config_class: a `PretrainedConfig` class.

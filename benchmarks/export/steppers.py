@@ -175,7 +175,8 @@ class Translator:
         """See `Stepper`."""
         runner = self._first if self._first is not None and not self._started else self._next
         place = {
-            "decoder_position_ids": positions(mask, ids.shape[1]), "cache_position": positions(mask[:1], ids.shape[1])[0],
+            "decoder_position_ids": positions(mask, ids.shape[1]),
+            "cache_position": positions(mask[:1], ids.shape[1])[0],
             "decoder_attention_mask": mask,
         }  # fmt: skip
         names = {n for n in ("decoder_input_ids", "input_ids") if n in runner.inputs}
