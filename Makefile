@@ -1,5 +1,5 @@
-# make demo | test | setup | test-all | lint | bench | bench-decode. Everything is set up on first use; nothing
-# is assumed installed but Python 3.11 and access to PyPI.
+# make demo | test | setup | test-all | lint | bench | bench-decode | bench-export | bench-export-memory. Everything
+# is set up on first use; nothing is assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
@@ -16,7 +16,7 @@ SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o 
 EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
-.PHONY: setup demo test test-all lint bench bench-decode clean
+.PHONY: setup demo test test-all lint bench bench-decode bench-export bench-export-memory clean
 
 setup: $(VENV)/.wheel
 
@@ -66,5 +66,14 @@ bench: setup .venv-peers/.requirements
 bench-decode: setup
 	@$(BIN)/python -P -m burnish.benchmarks.acceptance --output build/decode --results benchmarks/results
 
+.venv-peers-export/.requirements: requirements/peers-export.txt
+	@test -x .venv-peers-export/bin/python || $(PYTHON) -m venv .venv-peers-export
+	@.venv-peers-export/bin/pip install --quiet --progress-bar off -r requirements/peers-export.txt 2> >(grep -v "is ignored: it is neither" >&2)
+	@touch $@
+
+# About two hours on two cores; what is done is kept in build/bench-export.jsonl and not done again.
+bench-export: setup .venv-peers-export/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks.export --peers .venv-peers-export/bin/python $(EXPORT_OPTIONS)
+
 clean:
-	rm -rf build .venv .venv-peers *.egg-info
+	rm -rf build .venv .venv-peers .venv-peers-export *.egg-info

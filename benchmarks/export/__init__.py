@@ -1,1 +1,1 @@
-"""How much of transformers, and of what people write by hand, exports: burnish beside three other exporters."""
+"""How much of transformers, and of what people write by hand, exports: burnish and three others."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, final
 
 from burnish.benchmarks.export import zoo
+from burnish.exporter.dims import Assumed
 from burnish.exporter.example_inputs import make_examples
 from burnish.exporter.quiet import quiet
 
@@ -102,10 +103,14 @@ def _of_transformers(case: zoo.Architecture, folder: Path) -> Loaded:
 
 
 def _name(spec: Any) -> str:
-    return spec if isinstance(spec, str) else str(spec[0])
+    if isinstance(spec, str):
+        return spec
+    return spec.name if isinstance(spec, Assumed) else str(spec[0])
 
 
 def _top(spec: Any) -> int | None:
+    if isinstance(spec, Assumed):
+        return spec.max
     return None if isinstance(spec, str) else spec[2]
 
 
@@ -132,7 +137,7 @@ def resized(name: str, example: Any, sizes: Mapping[int, int], seed: int) -> Any
     generator = torch.Generator().manual_seed(seed)
     if example.is_floating_point():
         return torch.randn(shape, generator=generator).to(example.dtype) * _spread(example)
-    if name.endswith("attention_mask") or name.endswith("padding_mask") or name == "mask":
+    if name.endswith(("attention_mask", "padding_mask")) or name == "mask":
         return _right_padded(shape, generator).to(example.dtype)
     places = torch.randint(0, example.numel(), (shape[0] * max(1, _product(shape[1:])),), generator=generator)
     if name == "bbox":

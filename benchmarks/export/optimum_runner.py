@@ -26,7 +26,7 @@ def memory_mb(field: str) -> float:
 
 
 def main(source: str, task: str, output: str) -> None:
-    """Export without its own validation, and print processor seconds and the memory that it added; or the error."""
+    """Export without its own validation; print processor seconds and memory added, or the error."""
     import torch
     from optimum.exporters.onnx import main_export
 

@@ -60,38 +60,39 @@ def _is_whole(value: Any) -> bool:
 
 
 RULES: Final[tuple[tuple[str, Rule], ...]] = (
-    (r"num_hidden_layers|n_layers?|num_layers|(num_)?(encoder|decoder|text|vision)_(hidden_)?layers|"
+    ((r"num_hidden_layers|n_layers?|num_layers|(num_)?(encoder|decoder|text|vision)_(hidden_)?layers|"
      r"num_(conv|transformer)_layers|decoder_num_layers|encoder_num_layers|num_hidden_groups|"
      r"num_decoder_blocks|num_blocks|depth|num_block_layers|cross_layers|[lxr]_layers|num_(prompt_)?adapter_layers|"
-     r"vision_layers|text_layers|num_reader_layers|attention_layers|num_hidden_layers_.*", _at_most(LAYERS)),
+     r"vision_layers|text_layers|num_reader_layers|attention_layers|num_hidden_layers_.*"), _at_most(LAYERS)),
     (r"depths|stage_num_blocks|layer_depths|num_conv_blocks|num_attention_blocks", _at_most(1)),
-    (r"num_attention_heads|n_heads?|num_heads|(encoder|decoder)_attention_heads|attention_heads|"
-     r"(encoder|decoder)_num_attention_heads|num_attn_heads|linear_num_(key|value)_heads|decoder_num_heads",
+    ((r"num_attention_heads|n_heads?|num_heads|(encoder|decoder)_attention_heads|attention_heads|"
+     r"(encoder|decoder)_num_attention_heads|num_attn_heads|linear_num_(key|value)_heads|decoder_num_heads"),
      _at_most(HEADS)),
     (r"num_key_value_heads|n_kv_heads|num_kv_heads|multi_query_group_num|num_attention_groups", _at_most(2)),
-    (r"head_dim|d_kv|d_head|attention_head_(dim|size)|kv_channels|linear_(key|value)_head_dim|qk_nope_head_dim|"
-     r"qk_rope_head_dim|v_head_dim|global_head_dim|index_head_dim|mamba_d_head|mamba_head_dim", _whole(HEAD)),
+    ((r"head_dim|d_kv|d_head|attention_head_(dim|size)|kv_channels|linear_(key|value)_head_dim|qk_nope_head_dim|"
+     r"qk_rope_head_dim|v_head_dim|global_head_dim|index_head_dim|mamba_d_head|mamba_head_dim"), _whole(HEAD)),
     (r"qk_head_dim", _whole(2 * HEAD)),
     (r"kv_lora_rank|q_lora_rank|o_lora_rank|.*_lora_rank|lora_rank", _whole(16)),
-    (r"hidden_size|d_model|n_embd|embed_dim|model_dim|dim|hidden_dim|emb_dim|embedding_size|embedding_dim|"
+    ((r"hidden_size|d_model|n_embd|embed_dim|model_dim|dim|hidden_dim|emb_dim|embedding_size|embedding_dim|"
      r"word_embed_proj_dim|d_embed|(encoder|decoder|text|vision|language)_(hidden_size|embed_dim|width|dim)|"
      r"projection_dim|(text|image|audio)_projection_dim|out_hidden_size|output_dim|pooler_output_size|"
      r"output_hidden_size|encoder_hidden_dim|classifier_proj_size|proj_size|proj_dim|shared_embed_dim|attention_dim|"
      r"neck_hidden_size|text_embed_dim|lru_width|input_hidden_size|vision_dim|d_latents|n_embed|"
-     r"mm_hidden_size|prediction_head_hidden_size|projector_hidden_size", _divided(16, 16)),
-    (r"hidden_sizes|embed_dims|encoder_hidden_sizes|neck_hidden_sizes|embedding_hidden_size|stage_.*channels|"
-     r"encoder_in_channels|decoder_in_channels|out_channels_list|stem_channels", _divided(8, 8)),
-    (r"intermediate_size|d_ff|ffn_dim|n_inner|(encoder|decoder)_(ffn|intermediate)_(dim|size)|ffn_hidden_size|"
+     r"mm_hidden_size|prediction_head_hidden_size|projector_hidden_size"), _divided(16, 16)),
+    ((r"hidden_sizes|embed_dims|encoder_hidden_sizes|neck_hidden_sizes|embedding_hidden_size|stage_.*channels|"
+     r"encoder_in_channels|decoder_in_channels|out_channels_list|stem_channels"), _divided(8, 8)),
+    ((r"intermediate_size|d_ff|ffn_dim|n_inner|(encoder|decoder)_(ffn|intermediate)_(dim|size)|ffn_hidden_size|"
      r"moe_intermediate_size|intermediate_dim|(text|vision)_intermediate_size|mlp_dim|d_inner|hidden_dim_ff|"
      r"shared_expert_intermediate_size|intermediate_size_mlp|dim_feedforward|dense_intermediate_size|"
-     r"filter_size|decoder_hidden_size_ff|moe_shared_expert_intermediate_size", _whole(2 * WIDTH)),
+     r"filter_size|decoder_hidden_size_ff|moe_shared_expert_intermediate_size"), _whole(2 * WIDTH)),
     (r"vocab_size|.*_vocab_size|src_vocab_size|tgt_vocab_size|entity_vocab_size", _at_most(VOCAB)),
-    (r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|max_seq_length|seq_length|"
+    ((r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|max_seq_length|seq_length|"
      r"max_source_positions|max_target_positions|max_2d_position_embeddings|block_size|max_encoder_position_embeddings|"
-     r"max_decoder_position_embeddings|original_max_position_embeddings|model_max_length", _at_most(POSITIONS)),
+     r"max_decoder_position_embeddings|original_max_position_embeddings|model_max_length"), _at_most(POSITIONS)),
     (r"image_size|img_size|pretrain_image_size", _whole(IMAGE)),
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts", _at_most(4)),
-    (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|num_selected_experts|top_k_experts|moe_top_k", _at_most(2)),
+    (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|num_selected_experts|top_k_experts|moe_top_k",
+     _at_most(2)),
     (r"n_group|topk_group|num_expert_group|n_groups|mamba_n_groups", _at_most(1)),
     (r"first_k_dense_replace|num_dense_layers|num_nextn_predict_layers|n_dense_layers", _at_most(1)),
     (r"num_kv_shared_layers", _whole(0)),
@@ -115,13 +116,15 @@ RULES: Final[tuple[tuple[str, Rule], ...]] = (
 
 _RULES: Final = tuple((re.compile(rf"(?:{names})\Z"), rule) for names, rule in RULES)
 _TOKEN: Final = re.compile(r".*_token_(id|index)\Z|.*_(bos|eos|pad)_id\Z")
-_LAYERWISE: Final = re.compile(r"layer_types|mlp_layer_types|.*_pattern_list|layers_block_type|ffn_layer_types")
+_LAYERWISE: Final = re.compile(
+    r"layer_types|mlp_layer_types|.*_pattern_list|layers_block_type|ffn_layer_types"
+)
 _COUNTS: Final = ("num_hidden_layers", "num_layers", "n_layers", "n_layer", "decoder_layers", "depth")
 _INDICES: Final = re.compile(r".*(_indices|_indexes|_layers_idx|layer_ids?)\Z")
 
 
 def small(config_class: Any, given: Mapping[str, Any] = {}, seed: Any = None) -> Any:
-    """A configuration of the class, small; `given` fields are taken as they are (dicts: of sub-configurations).
+    """A configuration of the class, small, with `given` fields as they are (dicts: of sub-configurations).
 
     Args:
         config_class: a `PretrainedConfig` class.
@@ -186,7 +189,9 @@ def _both_kinds(kinds: list[Any], layers: int) -> list[Any]:
 
 def _clamp_tokens(merged: Mapping[str, Any], fields: dict[str, Any], vocab: int) -> None:
     """Ids of special tokens lie in the vocabulary; no two that differed become one."""
-    names = [name for name in merged if _TOKEN.match(name) and _is_whole(merged[name]) and merged[name] >= vocab]
+    names = [
+        name for name in merged if _TOKEN.match(name) and _is_whole(merged[name]) and merged[name] >= vocab
+    ]
     by_value = {value: vocab - 1 - at for at, value in enumerate(sorted({merged[n] for n in names}))}
     for name in names:
         fields[name] = by_value[merged[name]]

@@ -156,7 +156,9 @@ class Translator:
         self._cache |= {name: encoded[output] for name, output in pairs.items()}
         self._always = {}
         if hidden is not None:
-            self._always |= dict.fromkeys(("encoder_hidden_states", "encoder_outputs.last_hidden_state"), hidden)
+            self._always |= dict.fromkeys(
+                ("encoder_hidden_states", "encoder_outputs.last_hidden_state"), hidden
+            )
         if "attention_mask" in given:
             mask = to_numpy(given["attention_mask"]).astype(np.int64)
             self._always |= dict.fromkeys(("encoder_attention_mask", "attention_mask"), mask)
@@ -173,7 +175,8 @@ class Translator:
         """See `Stepper`."""
         runner = self._first if self._first is not None and not self._started else self._next
         place = {
-            "decoder_position_ids": positions(mask, ids.shape[1]), "cache_position": positions(mask[:1], ids.shape[1])[0],
+            "decoder_position_ids": positions(mask, ids.shape[1]),
+            "cache_position": positions(mask[:1], ids.shape[1])[0],
             "decoder_attention_mask": mask,
         }  # fmt: skip
         names = {n for n in ("decoder_input_ids", "input_ids") if n in runner.inputs}

@@ -21,7 +21,7 @@ _NOISE: Final = 0.05
 
 
 def liven(model: Any, seed: int = 0, gain: float = 1.0) -> None:
-    """Give every matrix a deviation of `gain / sqrt(fan in)` where its own is smaller, and every vector noise.
+    """Give every matrix a deviation of `gain / sqrt(fan in)` where its own is smaller; noise to vectors.
 
     In place; the same seed gives the same weights.
     """
