@@ -14,14 +14,15 @@ import msgspec
 
 from burnish.artifact import Artifact
 from burnish.bundle import Bundle
-from burnish.checking import model_file
-from burnish.manifest import Manifest, Receipt
+from burnish.manifest import Manifest
 from burnish.runtime.reference import Reference
 from burnish.sources import left_out, need_folder, write
+from burnish.staging import Stage
 from burnish.versions import versions
 
 if TYPE_CHECKING:
-    from burnish.exporter.decoding import Graph
+    import onnx_ir as ir
+
     from burnish.exporter.source import TorchParts, TorchSource
 
 _OF_SOURCES: Final = ("task", "last_logits_only", "trust_code")
@@ -75,20 +76,19 @@ def export(
     from burnish.exporter.sources import resolve
 
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
-    tokens = options.pop("decode_tokens", None)
-    found = resolve(source, example_inputs, **chosen)
-    if isinstance(found, TorchParts):
-        made: Artifact | Bundle = _several(found, opset=opset, seed=seed, tokens=tokens, **options)
-    else:
-        options["dynamic"] = dynamic or found.dynamic
-        made, graph = _one(
-            found, opset=opset, seed=seed, notes=left_out(found.attachments, output), **options
-        )
-        if found.model is not None:
-            made = _decoded(made, graph, found.model, tokens=tokens, seed=seed)
-    if output is None:
-        return made
-    return made.save(Path(output)) if isinstance(made, Bundle) else write(made, Path(output))
+    tokens, kind = options.pop("decode_tokens", None), options.pop("dtype", "auto")
+    with Stage(None if output is None else Path(output), kind) as stage:
+        found = resolve(source, example_inputs, adopt=stage.adopt, **chosen)
+        if isinstance(found, TorchParts):
+            made: Artifact | Bundle = _several(found, stage, opset=opset, seed=seed, tokens=tokens, **options)
+        else:
+            stage.place(found.module)
+            options["dynamic"] = dynamic or found.dynamic
+            notes = left_out(found.attachments, output)
+            made = _alone(found, stage, notes, opset=opset, seed=seed, tokens=tokens, **options)
+        if output is None:
+            return made
+        return made.save(Path(output)) if isinstance(made, Bundle) else write(made, Path(output))
 
 
 def _upgraded(path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int) -> Artifact:
@@ -98,31 +98,48 @@ def _upgraded(path: Path, opset: int, output: str | os.PathLike[str] | None, see
     return made if output is None else write(made, Path(output))
 
 
+def _alone(
+    source: TorchSource, stage: Stage, notes: Sequence[str], *, opset: int, seed: int, tokens: int | None,
+    **options: Any,
+) -> Artifact:  # fmt: skip
+    """One module as one artifact; a language model's decoding is compared too."""
+    from burnish.exporter.decoding import Graph, check_decoding
+
+    model, manifest, run = _one(source, stage, "model", opset=opset, seed=seed, **options)
+    if notes:
+        first = msgspec.structs.replace(manifest.receipts[0], notes=(*manifest.receipts[0].notes, *notes))
+        manifest = msgspec.structs.replace(manifest, receipts=(first,))
+    if source.model is not None:
+        receipt = check_decoding(source.model, Graph(manifest, run), tokens=tokens, seed=seed)
+        manifest = msgspec.structs.replace(manifest, receipts=(*manifest.receipts, receipt))
+    return stage.artifact(model, manifest, source.attachments, alone=True)
+
+
 def _one(
-    source: TorchSource, *, opset: int, seed: int, notes: Sequence[str] = (), **options: Any
-) -> tuple[Artifact, Graph]:
-    """One module exported and compared with PyTorch, and its graph ready to run."""
-    from burnish.exporter.decoding import Graph
+    source: TorchSource, stage: Stage, name: str, *, opset: int, seed: int, **options: Any
+) -> tuple[ir.Model, Manifest, Reference]:
+    """One module exported and compared with PyTorch: its graph, what is known of it, and how to run it."""
     from burnish.exporter.parity import check_parity
     from burnish.exporter.torch_export import export_module
 
     exported = export_module(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
-        **options,
+        storage=stage.storage, copy_weights=not stage.owned, **options,
     )  # fmt: skip
-    with model_file(exported.model) as file:
-        run = Reference(file)
+    with stage.reference(exported.model, name) as run:
         receipt = check_parity(exported, run, seed=seed)
-    receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes, *notes))
+    receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes))
     manifest = msgspec.structs.replace(
         exported.signature, source=source.description, receipts=(receipt,),
         versions=versions(("torch", "transformers")),
     )  # fmt: skip
-    return Artifact.create(exported.model, manifest, source.attachments), Graph(manifest, run)
+    return exported.model, manifest, run
 
 
-def _several(source: TorchParts, *, opset: int, seed: int, tokens: int | None, **options: Any) -> Bundle:
-    from burnish.exporter.decoding import check_translating
+def _several(
+    source: TorchParts, stage: Stage, *, opset: int, seed: int, tokens: int | None, **options: Any
+) -> Bundle:
+    from burnish.exporter.decoding import Graph, check_translating
     from burnish.exporter.encoder_decoder import DECODER, ENCODER
 
     parts: dict[str, Artifact] = {}
@@ -130,7 +147,10 @@ def _several(source: TorchParts, *, opset: int, seed: int, tokens: int | None, *
     for name, part in source.parts.items():
         described = part.described(f"{source.description}, {name}", {})
         wanted = _of_part(options, part)
-        parts[name], graphs[name] = _one(described, opset=opset, seed=seed, dynamic=part.dynamic, **wanted)
+        model, manifest, run = _one(
+            described, stage, name, opset=opset, seed=seed, dynamic=part.dynamic, **wanted
+        )
+        parts[name], graphs[name] = stage.artifact(model, manifest, {}, alone=False), Graph(manifest, run)
     receipt = check_translating(source.model, graphs[ENCODER], graphs[DECODER], tokens=tokens, seed=seed)
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes))
     manifest = Manifest(
@@ -149,12 +169,3 @@ def _of_part(options: dict[str, Any], part: TorchSource) -> dict[str, Any]:
     }
     ranges = {name: given for name, given in (options.get("ranges") or {}).items() if name in names}
     return options | {"ranges": ranges}
-
-
-def _decoded(artifact: Artifact, graph: Graph, model: Any, *, tokens: int | None, seed: int) -> Artifact:
-    from burnish.exporter.decoding import check_decoding
-
-    receipt: Receipt = check_decoding(model, graph, tokens=tokens, seed=seed)
-    receipts = (*artifact.manifest.receipts, receipt)
-    manifest = msgspec.structs.replace(artifact.manifest, receipts=receipts)
-    return Artifact.create(artifact.model, manifest, artifact.attachments)

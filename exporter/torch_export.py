@@ -21,6 +21,7 @@ from burnish.exporter.failures import said
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
+from burnish.exporter.storage import Storage
 from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
 from burnish.exporter.values import (
     Inputs,
@@ -70,8 +71,10 @@ def export_module(
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
     program: Any = None,
+    storage: Storage | None = None,
+    copy_weights: bool = True,
 ) -> Exported:
-    """Export a module as it computes in eval mode; weights are copied.
+    """Export a module as it computes in eval mode.
 
     Args:
         module: a `torch.nn.Module`; it is put into eval mode and back.
@@ -85,6 +88,8 @@ def export_module(
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
+        storage: what is in it is referred to, not copied.
+        copy_weights: copy all other weights, so that training on does not change the model.
 
     Raises:
         ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
@@ -107,8 +112,12 @@ def export_module(
         names = _output_names(outputs, output_names, list(renamed.values()))
         program, dims = capture(module, named, axes, opset, program)
         runs = _two_runs(module, named, axes, outputs)
-    model, moved = _finish(program, dims, (list(renamed.values()), names), keep_metadata=keep_metadata)
+    model, moved = _finish(program, dims, (list(renamed.values()), names))
     notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
+    notes += own_weights(model, storage, copy=copy_weights)
+    note_origins(model)
+    if not keep_metadata:
+        strip_metadata(model)
     wrong = correct_shapes(model, names, runs) if runs else []
     notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
     known = signature(model)
@@ -205,9 +214,7 @@ def _output_names(
     return list(given)
 
 
-def _finish(
-    program: Any, dims: Dims, names: tuple[list[str], list[str]], *, keep_metadata: bool
-) -> tuple[ir.Model, list[str]]:
+def _finish(program: Any, dims: Dims, names: tuple[list[str], list[str]]) -> tuple[ir.Model, list[str]]:
     model: ir.Model = program.model
     inputs, outputs = names
     if len(model.graph.inputs) != len(inputs) or len(model.graph.outputs) != len(outputs):
@@ -219,8 +226,4 @@ def _finish(
         )
     moved = name_interface(model, inputs, outputs)
     rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
-    own_weights(model)
-    note_origins(model)
-    if not keep_metadata:
-        strip_metadata(model)
     return model, moved
