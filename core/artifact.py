@@ -80,11 +80,10 @@ class Artifact:
         """An artifact in memory; the model is copied, so that changing it later changes nothing here.
 
         Args:
-            model: its tensors are shared, which nothing changes.
-            manifest: sizes and hashes of files are filled in when it is written.
+            model, manifest: sizes and hashes of files are filled in when they are written.
             attachments: other files, by their relative path in the folder.
-            data: a file named `DATA` that the model's external tensors are in: saving a folder moves it there.
-            external_from: bytes of weights from which on they are written to a data file.
+            data: a file named `DATA` that has the model's external tensors; saving a folder moves it there.
+            external_from: bytes of weights from which on they go to a data file.
 
         Raises:
             ArtifactError: an attachment's name leads out of the folder or is taken (ARTIFACT_INVALID).

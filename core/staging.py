@@ -1,4 +1,4 @@
-"""Where the weights of an export are while it is made and checked: torch's memory, or a file beside the output.
+"""Where the weights of an export are while it is made and checked: in torch's memory, or in a file.
 
 Part of the orchestration. Large weights go once, tensor by tensor, into a scratch folder beside the output;
 PyTorch and onnxruntime both compute on that file, and at the end it is moved into the artifact.
@@ -102,7 +102,7 @@ class Stage:
             return
         path = self.storage.path.with_name(f"{name}.onnx")
         write_scratch(path, [graph_bytes(model)], self._output or path)
-        yield Reference(path, threads=0, weights=self.storage.arrays(model))
+        yield Reference(path, threads=self.storage.threads, weights=self.storage.arrays(model))
 
     def artifact(self, model: ir.Model, manifest: Manifest, attachments: Any, *, alone: bool) -> Artifact:
         """The finished artifact; its data file is the stage's, if it is the only one that needs it."""

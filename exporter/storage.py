@@ -3,8 +3,8 @@
 The file is the data file of the exported model. A module that burnish loaded itself keeps its parameters as
 views of the mapping, so that PyTorch and onnxruntime compute on the same pages and no weight is held twice.
 
-A Linear layer's weight that nothing else uses is stored as the `[in, out]` matrix that MatMul reads, not as the
-`[out, in]` that torch keeps: transposing it at every run would take as much memory again.
+A Linear layer's weight that nothing else uses is stored as the `[in, out]` matrix that MatMul reads, not as
+the `[out, in]` that torch keeps: transposing it at every run would take as much memory again.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ class Storage:
                 convert(module, main, dtype)
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of the file."""
-        return len(self._map)
+    def threads(self) -> int:
+        """How many threads torch computes with, and so may others on the same weights."""
+        return int(torch.get_num_threads())
 
     def find(self, tensor: Any) -> Kept | None:
         """Where a tensor of the module is in the file; None where it is not."""
@@ -104,7 +104,7 @@ class Storage:
         )  # fmt: skip
 
     def arrays(self, model: ir.Model) -> dict[str, np.ndarray]:
-        """The mapped values of those initializers that refer to the file, as the model says where they are."""
+        """The mapped values of initializers that refer to the file, from where the model says they are."""
         found = {}
         for name, value in model.graph.initializers.items():
             tensor = value.const_value
@@ -160,8 +160,8 @@ def wanted_type(name: str, main: Any) -> Any:
     """The torch dtype that weights of dtype `main` are to become; None where they stay as they are.
 
     Args:
-        name: of a torch dtype; `auto`: float32 for bfloat16, in which onnxruntime's CPU provider (the judge of
-            every export) has hardly a kernel.
+        name: of a torch dtype; `auto`: float32 for bfloat16, in which onnxruntime's CPU provider (the judge
+            of every export) has hardly a kernel.
         main: of the module; None where it has no floating weights.
     """
     if main is None or (name == "auto" and main != torch.bfloat16):
