@@ -16,7 +16,7 @@ SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o 
 EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all lint bench bench-export-memory clean
 
 setup: $(VENV)/.wheel
 
@@ -61,6 +61,11 @@ lint: setup
 
 bench: setup .venv-peers/.requirements
 	@$(BIN)/python -P -m burnish.benchmarks --peers .venv-peers/bin/python --output build/bench
+
+# Peak memory and time of exporting a random 1.3 B Llama; BILLION=0.1, 3.0 or 7.0 for others.
+BILLION ?= 1.3
+bench-export-memory: setup
+	@$(BIN)/python -P -m burnish.benchmarks.export_memory --billion $(BILLION) --output build/export-memory --results benchmarks/results
 
 clean:
 	rm -rf build .venv .venv-peers *.egg-info
