@@ -6,7 +6,7 @@ This is the orchestration: the exporter, which has torch, is handed sessions of 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,7 +56,8 @@ def export(
         seed: of the random inputs on which it is compared.
         options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`,
             `last_logits_only` (of a language model; default True), `decode_tokens` (how many are compared;
-            default 64), `trust_code` (load pickles and folders with code of their own: both run code).
+            default 64), `trust_code` (load pickles and folders with code of their own: both run code),
+            `dtype` (of the weights; see `burnish.staging.DTYPES`), `tell` (told what is being done).
 
     Returns:
         The artifact; its first receipt is the comparison.
@@ -70,14 +71,16 @@ def export(
     if output is not None:
         need_folder(Path(output))
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".onnx":
-        return _upgraded(Path(source), opset, output, seed)
+        return _upgraded(Path(source), opset, output, seed, options.get("tell", _silent))
     import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
     from burnish.exporter.source import TorchParts
     from burnish.exporter.sources import resolve
 
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
-    tokens, kind = options.pop("decode_tokens", None), options.pop("dtype", "auto")
-    with Stage(None if output is None else Path(output), kind) as stage:
+    tokens, tell = options.pop("decode_tokens", None), options.pop("tell", _silent)
+    place = None if output is None else Path(output)
+    with Stage(place, options.pop("dtype", "auto"), tell) as stage:
+        tell("loading")
         found = resolve(source, example_inputs, adopt=stage.adopt, **chosen)
         if isinstance(found, TorchParts):
             made: Artifact | Bundle = _several(found, stage, opset=opset, seed=seed, tokens=tokens, **options)
@@ -86,15 +89,22 @@ def export(
             options["dynamic"] = dynamic or found.dynamic
             notes = left_out(found.attachments, output)
             made = _alone(found, stage, notes, opset=opset, seed=seed, tokens=tokens, **options)
-        if output is None:
+        if place is None:
             return made
-        return made.save(Path(output)) if isinstance(made, Bundle) else write(made, Path(output))
+        tell("writing")
+        return made.save(place) if isinstance(made, Bundle) else write(made, place)
 
 
-def _upgraded(path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int) -> Artifact:
+def _silent(_text: str) -> None:
+    return None
+
+
+def _upgraded(
+    path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int, tell: Callable[[str], object]
+) -> Artifact:
     from burnish.upgrading import upgrade
 
-    made = upgrade(path, opset, seed=seed)
+    made = upgrade(path, opset, seed=seed, tell=tell)
     return made if output is None else write(made, Path(output))
 
 
@@ -110,6 +120,7 @@ def _alone(
         first = msgspec.structs.replace(manifest.receipts[0], notes=(*manifest.receipts[0].notes, *notes))
         manifest = msgspec.structs.replace(manifest, receipts=(first,))
     if source.model is not None:
+        stage.tell("decoding, token by token")
         receipt = check_decoding(source.model, Graph(manifest, run), tokens=tokens, seed=seed)
         manifest = msgspec.structs.replace(manifest, receipts=(*manifest.receipts, receipt))
     return stage.artifact(model, manifest, source.attachments, alone=True)
@@ -122,10 +133,12 @@ def _one(
     from burnish.exporter.parity import check_parity
     from burnish.exporter.torch_export import export_module
 
+    stage.tell(f"tracing {name}")
     exported = export_module(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
         storage=stage.storage, copy_weights=not stage.owned, **options,
     )  # fmt: skip
+    stage.tell(f"comparing {name} with PyTorch at several sizes")
     with stage.reference(exported.model, name) as run:
         receipt = check_parity(exported, run, seed=seed)
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes))
@@ -151,6 +164,7 @@ def _several(
             described, stage, name, opset=opset, seed=seed, dynamic=part.dynamic, **wanted
         )
         parts[name], graphs[name] = stage.artifact(model, manifest, {}, alone=False), Graph(manifest, run)
+    stage.tell("decoding, token by token")
     receipt = check_translating(source.model, graphs[ENCODER], graphs[DECODER], tokens=tokens, seed=seed)
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *receipt.notes))
     manifest = Manifest(

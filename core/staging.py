@@ -7,7 +7,7 @@ PyTorch and onnxruntime both compute on that file, and at the end it is moved in
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -39,15 +39,18 @@ class Stage:
     Args:
         output: where it is to be written; None: in memory.
         dtype: one of `DTYPES`.
+        tell: told what is being done, whenever that changes.
 
     Raises:
         ExportError: there is no such dtype (EXPORT_DTYPE).
     """
 
-    def __init__(self, output: Path | None, dtype: str = "auto") -> None:
+    def __init__(
+        self, output: Path | None, dtype: str = "auto", tell: Callable[[str], object] = lambda _: None
+    ) -> None:
         if dtype not in DTYPES:
             raise ExportError(f"There is no dtype {dtype!r}.", nearest(dtype, DTYPES), code="EXPORT_DTYPE")
-        self._output, self._dtype = output, dtype
+        self._output, self._dtype, self.tell = output, dtype, tell
         self._cleanup = contextlib.ExitStack()
         self.storage: Storage | None = None
         self.owned = False
@@ -119,8 +122,9 @@ class Stage:
         return self._output is not None and weight_size(module, dtype) >= STREAMED
 
     def _store(self, module: Any, dtype: Any, *, adopt: bool) -> None:
-        from burnish.exporter.storage import Storage
+        from burnish.exporter.storage import Storage, weight_size
 
         output = self._output or Path(DATA)
+        self.tell(f"storing {weight_size(module, dtype) / 1e9:.2f} GB of weights")
         folder = self._cleanup.enter_context(scratch_folder(output))
         self.storage = Storage(folder / DATA, module, output=output, dtype=dtype, adopt=adopt)

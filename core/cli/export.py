@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import click
@@ -10,6 +11,8 @@ import click
 from burnish.cli.common import console, emit, json_option, parse_pairs
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from burnish.artifact import Artifact
 
 
@@ -26,13 +29,16 @@ if TYPE_CHECKING:
               help="Name of an axis that varies (x.0=batch), for such a module.")  # fmt: skip
 @click.option("--trust-code", is_flag=True,
               help="Load .pt, .pt2, .bin and folders with own code: this runs the code.")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto",
+              show_default=True, help="Of the weights. auto: as stored, but float32 for bfloat16, which "
+                                      "onnxruntime's CPU provider cannot run.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
     source: str, output: str, opset: int, task: str | None, inputs: str | None, dynamic: Mapping[str, str],
-    trust_code: bool, dims: Mapping[str, str], seed: int, as_json: bool,
+    trust_code: bool, dtype: str, dims: Mapping[str, str], seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
@@ -49,10 +55,10 @@ def export(
 
     if trust_code:
         click.echo(f"--trust-code: loading {source} runs the code inside it, if there is any.", err=True)
-    with console(as_json=True).status(f"Exporting {source}"):
+    with console(as_json=True).status(f"Exporting {source}") as status:
         artifact = run(
             source, inputs, dynamic=_axes(dynamic), output=output, opset=opset, task=task, ranges=ranges,
-            seed=seed, trust_code=trust_code,
+            seed=seed, trust_code=trust_code, dtype=dtype, tell=_teller(status),
         )  # fmt: skip
     if as_json:
         emit({"output": output, "inputs": artifact.manifest.inputs, "outputs": artifact.manifest.outputs,
@@ -65,6 +71,16 @@ def _range(name: str, text: str) -> tuple[int, int | None]:
     if not (colon and low.isdecimal() and (high.isdecimal() or not high)):
         raise click.BadParameter(f"{name}={text} is not NAME=MIN:MAX.", param_hint="--dim")
     return int(low), int(high) if high else None
+
+
+def _teller(status: Status) -> Callable[[str], None]:
+    """Prints a line for each stage of the work, with the seconds since the start."""
+    start = time.perf_counter()
+
+    def tell(text: str) -> None:
+        status.console.print(f"{time.perf_counter() - start:6.0f} s  {text}", style="dim")
+
+    return tell
 
 
 def _axes(named: Mapping[str, str]) -> dict[str, dict[int, str]] | None:
