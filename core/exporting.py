@@ -73,26 +73,34 @@ def export(
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".onnx":
         return _upgraded(Path(source), opset, output, seed, options.get("tell", _silent))
     import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
-    from burnish.exporter.source import TorchParts
-    from burnish.exporter.sources import resolve
 
-    chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
-    tokens, tell = options.pop("decode_tokens", None), options.pop("tell", _silent)
-    place = None if output is None else Path(output)
+    place, tell = None if output is None else Path(output), options.pop("tell", _silent)
     with Stage(place, options.pop("dtype", "auto"), tell) as stage:
-        tell("loading")
-        found = resolve(source, example_inputs, adopt=stage.adopt, **chosen)
-        if isinstance(found, TorchParts):
-            made: Artifact | Bundle = _several(found, stage, opset=opset, seed=seed, tokens=tokens, **options)
-        else:
-            stage.place(found.module)
-            options["dynamic"] = dynamic or found.dynamic
-            notes = left_out(found.attachments, output)
-            made = _alone(found, stage, notes, opset=opset, seed=seed, tokens=tokens, **options)
+        made = _made((source, example_inputs, dynamic), stage, opset=opset, seed=seed, **options)
         if place is None:
             return made
         tell("writing")
         return made.save(place) if isinstance(made, Bundle) else write(made, place)
+
+
+def _made(
+    given: tuple[Any, Any, Any], stage: Stage, *, opset: int, seed: int, **options: Any
+) -> Artifact | Bundle:
+    """What becomes of a source, its example inputs and its dynamic dims, in memory or on the stage."""
+    from burnish.exporter.source import TorchParts
+    from burnish.exporter.sources import resolve
+
+    source, inputs, dynamic = given
+    stage.tell("loading")
+    chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
+    tokens = options.pop("decode_tokens", None)
+    found = resolve(source, inputs, adopt=stage.adopt, **chosen)
+    if isinstance(found, TorchParts):
+        return _several(found, stage, opset=opset, seed=seed, tokens=tokens, **options)
+    stage.place(found.module)
+    options["dynamic"] = dynamic or found.dynamic
+    notes = left_out(found.attachments, stage.output)
+    return _alone(found, stage, notes, opset=opset, seed=seed, tokens=tokens, **options)
 
 
 def _silent(_text: str) -> None:

@@ -50,7 +50,7 @@ class Stage:
     ) -> None:
         if dtype not in DTYPES:
             raise ExportError(f"There is no dtype {dtype!r}.", nearest(dtype, DTYPES), code="EXPORT_DTYPE")
-        self._output, self._dtype, self.tell = output, dtype, tell
+        self.output, self._dtype, self.tell = output, dtype, tell
         self._cleanup = contextlib.ExitStack()
         self.storage: Storage | None = None
         self.owned = False
@@ -104,7 +104,7 @@ class Stage:
                 yield Reference(file)
             return
         path = self.storage.path.with_name(f"{name}.onnx")
-        write_scratch(path, [graph_bytes(model)], self._output or path)
+        write_scratch(path, [graph_bytes(model)], self.output or path)
         yield Reference(path, threads=self.storage.threads, weights=self.storage.arrays(model))
 
     def artifact(self, model: ir.Model, manifest: Manifest, attachments: Any, *, alone: bool) -> Artifact:
@@ -119,12 +119,12 @@ class Stage:
     def _is_large(self, module: Any, dtype: Any) -> bool:
         from burnish.exporter.storage import weight_size
 
-        return self._output is not None and weight_size(module, dtype) >= STREAMED
+        return self.output is not None and weight_size(module, dtype) >= STREAMED
 
     def _store(self, module: Any, dtype: Any, *, adopt: bool) -> None:
         from burnish.exporter.storage import Storage, weight_size
 
-        output = self._output or Path(DATA)
+        output = self.output or Path(DATA)
         self.tell(f"storing {weight_size(module, dtype) / 1e9:.2f} GB of weights")
         folder = self._cleanup.enter_context(scratch_folder(output))
         self.storage = Storage(folder / DATA, module, output=output, dtype=dtype, adopt=adopt)

@@ -112,12 +112,15 @@ def export_module(
         names = _output_names(outputs, output_names, list(renamed.values()))
         program, dims = capture(module, named, axes, opset, program)
         runs = _two_runs(module, named, axes, outputs)
-    model, moved = _finish(program, dims, (list(renamed.values()), names))
-    notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
-    notes += own_weights(model, storage, copy=copy_weights)
-    note_origins(model)
-    if not keep_metadata:
-        strip_metadata(model)
+    model, said = _finish(
+        program,
+        dims,
+        (list(renamed.values()), names),
+        storage,
+        copy=copy_weights,
+        keep_metadata=keep_metadata,
+    )
+    notes += said
     wrong = correct_shapes(model, names, runs) if runs else []
     notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
     known = signature(model)
@@ -214,7 +217,11 @@ def _output_names(
     return list(given)
 
 
-def _finish(program: Any, dims: Dims, names: tuple[list[str], list[str]]) -> tuple[ir.Model, list[str]]:
+def _finish(
+    program: Any, dims: Dims, names: tuple[list[str], list[str]], storage: Storage | None, *, copy: bool,
+    keep_metadata: bool,
+) -> tuple[ir.Model, list[str]]:  # fmt: skip
+    """The graph put right, and what is to be said of it."""
     model: ir.Model = program.model
     inputs, outputs = names
     if len(model.graph.inputs) != len(inputs) or len(model.graph.outputs) != len(outputs):
@@ -226,4 +233,9 @@ def _finish(program: Any, dims: Dims, names: tuple[list[str], list[str]]) -> tup
         )
     moved = name_interface(model, inputs, outputs)
     rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
-    return model, moved
+    notes = [f"value {name!r} renamed: an input or output has its name" for name in moved]
+    notes += own_weights(model, storage, copy=copy)
+    note_origins(model)
+    if not keep_metadata:
+        strip_metadata(model)
+    return model, notes
