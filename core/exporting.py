@@ -139,12 +139,12 @@ def _one(
 ) -> tuple[ir.Model, Manifest, Reference]:
     """One module exported and compared with PyTorch: its graph, what is known of it, and how to run it."""
     from burnish.exporter.parity import check_parity
-    from burnish.exporter.torch_export import export_module
+    from burnish.exporter.torch_export import Weights, export_module
 
     stage.tell(f"tracing {name}")
     exported = export_module(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
-        storage=stage.storage, copy_weights=not stage.owned, **options,
+        weights=Weights(stage.storage, not stage.owned), **options,
     )  # fmt: skip
     stage.tell(f"comparing {name} with PyTorch at several sizes")
     with stage.reference(exported.model, name) as run:

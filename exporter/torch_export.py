@@ -60,6 +60,17 @@ class Exported:
     """What was changed or narrowed, and why."""
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Where a module's weights are, and what becomes of them in the graph."""
+
+    storage: Storage | None = None
+    """What is in it is referred to."""
+    copied: bool = True
+    """All others are copied, so that training on does not change the model."""
+
+
 def export_module(
     module: Any,
     inputs: Inputs,
@@ -71,8 +82,7 @@ def export_module(
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
     program: Any = None,
-    storage: Storage | None = None,
-    copy_weights: bool = True,
+    weights: Weights = Weights(),
 ) -> Exported:
     """Export a module as it computes in eval mode.
 
@@ -88,20 +98,14 @@ def export_module(
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
-        storage: what is in it is referred to, not copied.
-        copy_weights: copy all other weights, so that training on does not change the model.
+        weights: where they are, and whether they are copied.
 
     Raises:
         ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
             EXPORT_SPECIALISED: a dim did not stay dynamic; EXPORT_DATA_DEPENDENT: the module branches on
             values; EXPORT_UNSUPPORTED_OP: ONNX has nothing for an operator; EXPORT_OPSET; EXPORT_FAILED.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"Cannot export to opset {opset}.",
-            f"torch writes opsets {OPSETS[0]} to {OPSETS[-1]}.",
-            code="EXPORT_OPSET",
-        )
+    _need(opset)
     named = by_name(module, inputs)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
     renamed = {name: (input_names or {}).get(name, name) for name in shapes}
@@ -112,17 +116,9 @@ def export_module(
         names = _output_names(outputs, output_names, list(renamed.values()))
         program, dims = capture(module, named, axes, opset, program)
         runs = _two_runs(module, named, axes, outputs)
-    model, said = _finish(
-        program,
-        dims,
-        (list(renamed.values()), names),
-        storage,
-        copy=copy_weights,
-        keep_metadata=keep_metadata,
-    )
-    notes += said
+    model, said = _finish(program, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
-    notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
+    notes += [*said, *(f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong)]
     known = signature(model)
     manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
@@ -148,6 +144,15 @@ class _Reference:
         with evaluating(self.module), quiet():
             found = flat_outputs(self.module(**given))
         return {name: to_numpy(found[key]) for key, name in self.outputs.items() if key in found}
+
+
+def _need(opset: int) -> None:
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Cannot export to opset {opset}.",
+            f"torch writes opsets {OPSETS[0]} to {OPSETS[-1]}.",
+            code="EXPORT_OPSET",
+        )
 
 
 def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[dict[str, Any], Any, list[str]]:
@@ -218,9 +223,8 @@ def _output_names(
 
 
 def _finish(
-    program: Any, dims: Dims, names: tuple[list[str], list[str]], storage: Storage | None, *, copy: bool,
-    keep_metadata: bool,
-) -> tuple[ir.Model, list[str]]:  # fmt: skip
+    program: Any, dims: Dims, names: tuple[list[str], list[str]], weights: Weights, keep_metadata: bool
+) -> tuple[ir.Model, list[str]]:
     """The graph put right, and what is to be said of it."""
     model: ir.Model = program.model
     inputs, outputs = names
@@ -234,7 +238,7 @@ def _finish(
     moved = name_interface(model, inputs, outputs)
     rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
     notes = [f"value {name!r} renamed: an input or output has its name" for name in moved]
-    notes += own_weights(model, storage, copy=copy)
+    notes += own_weights(model, weights.storage, copy=weights.copied)
     note_origins(model)
     if not keep_metadata:
         strip_metadata(model)
