@@ -75,5 +75,10 @@ bench-decode: setup
 bench-export: setup .venv-peers-export/.requirements
 	@$(BIN)/python -P -m burnish.benchmarks.export --peers .venv-peers-export/bin/python $(EXPORT_OPTIONS)
 
+# Peak memory and time of exporting a random 1.3 B Llama; BILLION=0.1, 3.0 or 7.0 for others.
+BILLION ?= 1.3
+bench-export-memory: setup
+	@$(BIN)/python -P -m burnish.benchmarks.export_memory --billion $(BILLION) --output build/export-memory --results benchmarks/results
+
 clean:
 	rm -rf build .venv .venv-peers .venv-peers-export *.egg-info

@@ -42,6 +42,15 @@ _MANIFEST_BYTES: Final = 64 << 20  # a manifest is text about a model; a larger 
 
 
 @final
+@dataclasses.dataclass(frozen=True)
+class DataFile:
+    """A file of weights that was written already, on the file system that an artifact is to be on."""
+
+    path: Path
+    record: FileRecord
+
+
+@final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Artifact:
     """A model with its manifest, on disk or in memory.
@@ -60,12 +69,21 @@ class Artifact:
     attachments: Mapping[str, Path | bytes] = dataclasses.field(default_factory=dict)
     """Other files that belong to the model, by their relative path in the folder."""
     _made: ir.Model | None = dataclasses.field(default=None, repr=False)
+    _data: DataFile | None = dataclasses.field(default=None, repr=False)
+    _external_from: int | None = dataclasses.field(default=None, repr=False)
 
     @classmethod
     def create(
-        cls, model: ir.Model, manifest: Manifest, attachments: Mapping[str, Path | bytes] | None = None
-    ) -> Self:
+        cls, model: ir.Model, manifest: Manifest, attachments: Mapping[str, Path | bytes] | None = None, *,
+        data: DataFile | None = None, external_from: int | None = None,
+    ) -> Self:  # fmt: skip
         """An artifact in memory; the model is copied, so that changing it later changes nothing here.
+
+        Args:
+            model, manifest: sizes and hashes of files are filled in when they are written.
+            attachments: other files, by their relative path in the folder.
+            data: a file named `DATA` that has the model's external tensors; saving a folder moves it there.
+            external_from: bytes of weights from which on they go to a data file.
 
         Raises:
             ArtifactError: an attachment's name leads out of the folder or is taken (ARTIFACT_INVALID).
@@ -78,7 +96,7 @@ class Artifact:
                     f"An attachment cannot be named '{shown(name)}'.",
                     f"Use a relative path without '..', and none of {', '.join(_RESERVED)}.",
                 )
-        return cls(manifest, attachments=dict(attachments or {}), _made=copy_model(model))
+        return cls(manifest, None, None, dict(attachments or {}), copy_model(model), data, external_from)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -174,11 +192,12 @@ class Artifact:
             OutputError: OUTPUT_PATH (also: the folder exists and holds other files) or DISK_FULL.
             ArtifactError: an attachment cannot be read (ARTIFACT_MISSING).
         """
-        from burnish.model import save_model
+        from burnish.model import EXTERNAL_THRESHOLD, save_model
 
         target = Path(path)
         if target.suffix == ".onnx":
-            save_model(self.model, target, self.manifest)
+            least = EXTERNAL_THRESHOLD if self._external_from is None else self._external_from
+            save_model(self.model, target, self.manifest, external_threshold=least)
             return Artifact.from_onnx(target)
         with staged_folder(target, owned=owned_files(target)) as stage:
             self.fill(stage, timings=timings)
@@ -196,12 +215,17 @@ class Artifact:
         return records | {MANIFEST: record_of([manifest])}
 
     def _write(self, stage: Path) -> Iterator[tuple[str, FileRecord]]:
-        """Write everything that has a hash, model first; yield the records in order of name."""
-        from burnish.model import EXTERNAL_THRESHOLD, Split, to_bytes
+        """Write everything that has a hash; yield the records."""
+        from burnish.model import EXTERNAL_THRESHOLD, Split, graph_bytes, to_bytes
         from burnish.weights import weight_bytes
 
         contents: dict[str, Data | Path] = {}
-        if weight_bytes(self.model) < EXTERNAL_THRESHOLD:
+        least = EXTERNAL_THRESHOLD if self._external_from is None else self._external_from
+        if self._data is not None:
+            os.rename(self._data.path, stage / DATA)
+            yield DATA, self._data.record
+            contents[MODEL] = graph_bytes(self.model)
+        elif weight_bytes(self.model) < least:
             contents[MODEL] = to_bytes(self.model)
         else:
             split = Split(self.model)

@@ -6,7 +6,7 @@ This is the orchestration: the exporter, which has torch, is handed sessions of 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,15 +14,16 @@ import msgspec
 
 from burnish.artifact import Artifact
 from burnish.bundle import Bundle
-from burnish.checking import model_file
 from burnish.keeping import check_weights, keep_weights
-from burnish.manifest import Manifest, Receipt
+from burnish.manifest import Manifest
 from burnish.runtime.reference import Reference
 from burnish.sources import left_out, need_folder, write
+from burnish.staging import Stage
 from burnish.versions import versions
 
 if TYPE_CHECKING:
-    from burnish.exporter.decoding import Graph
+    import onnx_ir as ir
+
     from burnish.exporter.source import TorchParts, TorchSource
 
 _OF_SOURCES: Final = ("task", "last_logits_only", "trust_code")
@@ -57,7 +58,8 @@ def export(
         options: `task` (of a folder), `ranges` (of dims, by name), `output_names`, `keep_metadata`,
             `last_logits_only` (of a language model; default True), `weights` (of a GGUF file: "float", or
             "keep": as stored, where that is exact), `decode_tokens` (how many are compared; default 64),
-            `trust_code` (load pickles and folders with code of their own: both run code).
+            `trust_code` (load pickles and folders with code of their own: both run code), `dtype` (of the
+            weights; see `burnish.staging.DTYPES`), `tell` (told what is being done).
 
     Returns:
         The artifact; its first receipt is the comparison.
@@ -71,98 +73,131 @@ def export(
     if output is not None:
         need_folder(Path(output))
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".onnx":
-        return _upgraded(Path(source), opset, output, seed)
+        return _upgraded(Path(source), opset, output, seed, options.get("tell", _silent))
     import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
+
+    place, tell = None if output is None else Path(output), options.pop("tell", _silent)
+    with Stage(place, options.pop("dtype", "auto"), tell) as stage:
+        made = _made((source, example_inputs, dynamic), stage, opset=opset, seed=seed, **options)
+        if place is None:
+            return made
+        tell("writing")
+        return made.save(place) if isinstance(made, Bundle) else write(made, place)
+
+
+def _made(
+    given: tuple[Any, Any, Any], stage: Stage, *, opset: int, seed: int, **options: Any
+) -> Artifact | Bundle:
+    """What becomes of a source, its example inputs and its dynamic dims, in memory or on the stage."""
     from burnish.exporter.source import TorchParts
     from burnish.exporter.sources import resolve
 
+    source, inputs, dynamic = given
+    stage.tell("loading")
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
-    found = resolve(source, example_inputs, **chosen)
-    given = {"opset": opset, "seed": seed} | options
+    found = resolve(source, inputs, adopt=stage.adopt, **chosen)
     if isinstance(found, TorchParts):
-        bundle = _several(found, **given)
-        return bundle if output is None else bundle.save(Path(output))
-    given |= {"dynamic": dynamic or found.dynamic, "notes": left_out(found.attachments, output)}
-    made = _single(found, **given)
-    return made if output is None else write(made, Path(output))
+        return _several(found, stage, opset=opset, seed=seed, **options)
+    stage.place(found.module)
+    options["dynamic"] = dynamic or found.dynamic
+    notes = left_out(found.attachments, stage.output)
+    return _alone(found, stage, notes, opset=opset, seed=seed, **options)
 
 
-def _single(
-    source: TorchSource,
-    *,
-    seed: int,
-    decode_tokens: int | None = None,
-    weights: str = "float",
-    **options: Any,
+def _silent(_text: str) -> None:
+    return None
+
+
+def _upgraded(
+    path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int, tell: Callable[[str], object]
 ) -> Artifact:
-    keep = check_weights(weights, source.stored)
-    made, graph = _one(source, seed=seed, **options)
-    if keep:
-        made, graph = keep_weights(made, source.stored, seed=seed)
-    if source.model is None:
-        return made
-    return _decoded(made, graph, source.model, tokens=decode_tokens, seed=seed)
-
-
-def _upgraded(path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int) -> Artifact:
     from burnish.upgrading import upgrade
 
-    made = upgrade(path, opset, seed=seed)
+    made = upgrade(path, opset, seed=seed, tell=tell)
     return made if output is None else write(made, Path(output))
+
+
+def _alone(
+    source: TorchSource, stage: Stage, notes: Sequence[str], *, opset: int, seed: int,
+    decode_tokens: int | None = None, weights: str = "float", **options: Any,
+) -> Artifact:  # fmt: skip
+    """One module as one artifact; a language model's decoding is compared too."""
+    from burnish.exporter.decoding import Graph, check_decoding
+
+    keep = check_weights(weights, source.stored)
+    model, manifest, run = _one(source, stage, "model", opset=opset, seed=seed, **options)
+    if notes:
+        first = msgspec.structs.replace(manifest.receipts[0], notes=(*manifest.receipts[0].notes, *notes))
+        manifest = msgspec.structs.replace(manifest, receipts=(first,))
+    graph = Graph(manifest, run)
+    if keep:
+        stage.tell("writing the weights as they are stored")
+        made = Artifact.create(model, manifest, source.attachments)
+        made, graph = keep_weights(made, source.stored, seed=seed)
+        model, manifest = made.model, made.manifest
+    if source.model is not None:
+        stage.tell("decoding, token by token")
+        receipt = check_decoding(source.model, graph, tokens=decode_tokens, seed=seed)
+        manifest = msgspec.structs.replace(manifest, receipts=(*manifest.receipts, receipt))
+    if keep:
+        return Artifact.create(model, manifest, source.attachments)
+    return stage.artifact(model, manifest, source.attachments, alone=True)
 
 
 def _one(
-    source: TorchSource, *, opset: int, seed: int, notes: Sequence[str] = (), **options: Any
-) -> tuple[Artifact, Graph]:
-    """One module exported and compared with PyTorch, and its graph ready to run."""
+    source: TorchSource, stage: Stage, name: str, **options: Any
+) -> tuple[ir.Model, Manifest, Reference]:
+    """One module exported and compared; once more, with transformers' patches, where that fails."""
     from burnish.errors import ExportError, MismatchError
     from burnish.exporter.library_fixes import MENDED, has_fixes
 
-    given: dict[str, Any] = {"opset": opset, "seed": seed, "notes": notes} | options
     try:
-        return _attempt(source, **given)
+        return _attempt(source, stage, name, **options)
     except (ExportError, MismatchError) as error:
         if error.code not in MENDED or not has_fixes(source.module):
             raise
         try:
-            return _attempt(source, fixed=True, **given)
+            return _attempt(source, stage, name, fixed=True, **options)
         except (ExportError, MismatchError):
             raise error from None
 
 
 def _attempt(
-    source: TorchSource, *, opset: int, seed: int, notes: Sequence[str], fixed: bool = False, **options: Any
-) -> tuple[Artifact, Graph]:
-    from burnish.exporter.decoding import Graph
+    source: TorchSource,
+    stage: Stage,
+    name: str,
+    *,
+    opset: int,
+    seed: int,
+    fixed: bool = False,
+    **options: Any,
+) -> tuple[ir.Model, Manifest, Reference]:
+    """Its graph, what is known of it, and how to run it."""
     from burnish.exporter.parity import check_parity
-    from burnish.exporter.torch_export import export_module
+    from burnish.exporter.torch_export import Weights, export_module
 
+    stage.tell(f"tracing {name}" + (" with transformers' patches" if fixed else ""))
     exported = export_module(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
-        fixed=fixed, **options,
+        weights=Weights(stage.storage, not stage.owned), fixed=fixed, **options,
     )  # fmt: skip
-    with model_file(exported.model) as file:
-        run = Reference(file)
+    stage.tell(f"comparing {name} with PyTorch at several sizes")
+    with stage.reference(exported.model, name) as run:
         receipt = check_parity(exported, run, seed=seed)
     mended = ("traced with transformers' own patches, as a plain trace fails",) if fixed else ()
-    receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *mended, *receipt.notes, *notes))
+    receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *mended, *receipt.notes))
     manifest = msgspec.structs.replace(
         exported.signature, source=source.description, receipts=(receipt,),
         versions=versions(("torch", "transformers")),
     )  # fmt: skip
-    return Artifact.create(exported.model, manifest, source.attachments), Graph(manifest, run)
+    return exported.model, manifest, run
 
 
 def _several(
-    source: TorchParts,
-    *,
-    opset: int,
-    seed: int,
-    decode_tokens: int | None = None,
-    weights: str = "float",
-    **options: Any,
-) -> Bundle:
-    from burnish.exporter.decoding import check_translating
+    source: TorchParts, stage: Stage, *, opset: int, seed: int, decode_tokens: int | None = None,
+    weights: str = "float", **options: Any,
+) -> Bundle:  # fmt: skip
+    from burnish.exporter.decoding import Graph, check_translating
     from burnish.exporter.encoder_decoder import DECODER, ENCODER
 
     check_weights(weights, None)
@@ -171,7 +206,11 @@ def _several(
     for name, part in source.parts.items():
         described = part.described(f"{source.description}, {name}", {})
         wanted = _of_part(options, part)
-        parts[name], graphs[name] = _one(described, opset=opset, seed=seed, dynamic=part.dynamic, **wanted)
+        model, manifest, run = _one(
+            described, stage, name, opset=opset, seed=seed, dynamic=part.dynamic, **wanted
+        )
+        parts[name], graphs[name] = stage.artifact(model, manifest, {}, alone=False), Graph(manifest, run)
+    stage.tell("decoding, token by token")
     receipt = check_translating(
         source.model, graphs[ENCODER], graphs[DECODER], tokens=decode_tokens, seed=seed
     )
@@ -189,12 +228,3 @@ def _of_part(options: dict[str, Any], part: TorchSource) -> dict[str, Any]:
     names = {spec if isinstance(spec, str) else spec.name for spec in specs}
     ranges = {name: given for name, given in (options.get("ranges") or {}).items() if name in names}
     return options | {"ranges": ranges}
-
-
-def _decoded(artifact: Artifact, graph: Graph, model: Any, *, tokens: int | None, seed: int) -> Artifact:
-    from burnish.exporter.decoding import check_decoding
-
-    receipt: Receipt = check_decoding(model, graph, tokens=tokens, seed=seed)
-    receipts = (*artifact.manifest.receipts, receipt)
-    manifest = msgspec.structs.replace(artifact.manifest, receipts=receipts)
-    return Artifact.create(artifact.model, manifest, artifact.attachments)

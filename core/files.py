@@ -110,6 +110,45 @@ def staged_folder(path: str | Path, *, owned: Container[str] = ()) -> Iterator[P
         _discard(temp)
 
 
+@contextlib.contextmanager
+def scratch_folder(beside: str | Path) -> Iterator[Path]:
+    """A folder beside an output for large files on the way to it; removed at the end of the block.
+
+    What a writer that died left of one goes when the next writes there.
+
+    Raises:
+        OutputError: OUTPUT_PATH or DISK_FULL, naming the output.
+    """
+    target = Path(os.path.realpath(beside))
+    temp = _temp(target)
+    _sweep(target.parent)
+    try:
+        with contextlib.ExitStack() as locks:
+            with _reporting(target):
+                os.mkdir(temp)
+                if os.name == "posix":
+                    locks.callback(os.close, _lock(os.open(temp, os.O_RDONLY | _SAFE)))
+            yield temp
+    finally:
+        _discard(temp)
+
+
+def write_scratch(path: Path, data: Iterable[bytes], output: str | Path) -> None:
+    """Write a file of a scratch folder, without waiting for the disk; errors name the output it is for.
+
+    Raises:
+        OutputError: OUTPUT_PATH or DISK_FULL.
+    """
+    with _reporting(Path(output)):
+        descriptor = os.open(path, _CREATE | _SAFE, 0o666)
+    try:
+        for chunk in data:
+            with _reporting(Path(output)):
+                _write_all(descriptor, chunk)
+    finally:
+        os.close(descriptor)
+
+
 def _target(path: str | Path, *, folder: bool = False) -> Path:
     """Where a path really leads, if a file (or folder) can be written there."""
     if "\0" in str(path):

@@ -54,6 +54,15 @@ def to_bytes(model: ir.Model) -> bytes:
     return _serialise(model)
 
 
+def graph_bytes(model: ir.Model) -> bytes:
+    """The model as one protobuf that goes on referring to its data files.
+
+    Raises:
+        ModelError: it is over 2 GB without them (MODEL_SIZE).
+    """
+    return _serialise(model)
+
+
 def _serialise(model: ir.Model) -> bytes:
     inside = weight_bytes(model, external=False)
     if inside < 2**31:

@@ -19,7 +19,7 @@ from burnish.model import node_count, signature
 from burnish.passes.base import Numerics
 from burnish.versions import versions
 
-Tell = Callable[[str], None]
+Tell = Callable[[str], object]
 """Told what is being done."""
 
 

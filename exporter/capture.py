@@ -65,7 +65,7 @@ def capture(
             raise
         raise explain(error, _trace(module, named, shapes), _places(axes)) from None
     except Exception as error:
-        failure = typed(error, axes)
+        failure = typed(error, axes, module)
         if program is not None:
             raise failure from error
         raise explain(failure, _trace(module, named, shapes), _places(axes)) from error

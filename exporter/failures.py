@@ -4,29 +4,62 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from burnish.errors import ExportError
+from burnish.exporter.blame import place_of
 from burnish.exporter.dims import Axis
 
 _UNSUPPORTED: Final = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_ALTERNATIVES: Final = tuple(
+    (re.compile(pattern), hint)
+    for pattern, hint in (
+        (
+            r"linalg_|svd|eig|qr|lu|cholesky|inverse|lstsq|triangular|geqrf|ormqr",
+            "ONNX has no factorisations or solvers: compute it outside the module, or beforehand.",
+        ),
+        (
+            r"rand|multinomial|bernoulli|normal|poisson|exponential",
+            "Draw the random numbers outside the module and pass them in.",
+        ),
+        (r"bincount|histc", "Count with torch.zeros(n).scatter_add(0, values, ones), which ONNX has."),
+        (
+            r"unique|masked_select",
+            "Use torch.where with a fixed size, or take the selection outside the module.",
+        ),
+        (r"grid_sampler|affine_grid", "Ask for --opset 20 or higher, which has more of it."),
+        (
+            r"fft|stft|istft",
+            "Use torch.stft with a fixed window, or compute the spectrum outside the module.",
+        ),
+        (r"sparse|to_sparse|coalesce", "Make the tensor dense first: ONNX has no sparse computation."),
+        (r"quantize|dequantize|fake_quant", "Export the float model and quantise it with burnish quantize."),
+    )
+)
 _RAISED_AT: Final = re.compile(r'File "([^"]+)", line (\d+), in (\w+)\n\s*(.+)')
 
 
-def typed(error: Exception, axes: Sequence[Axis]) -> ExportError:
-    """What torch's failure means, as the error that the user sees."""
+def typed(error: Exception, axes: Sequence[Axis], module: Any = None) -> ExportError:
+    """What torch's failure means, as the error that the user sees.
+
+    Args:
+        error: what torch raised.
+        axes: the dims that were to be dynamic.
+        module: that was exported; its parts are named by their paths.
+    """
     chain = _chain(error)
     text = "\n".join(str(each) for each in chain)
     if found := _UNSUPPORTED.search(text):
         return ExportError(
-            f"ONNX has no translation for {found[1]}.",
-            "Write that part of the module with other operators.",
+            f"ONNX has no translation for {found[1]}{place_of(error, module)}.",
+            alternatives(found[1]),
             code="EXPORT_UNSUPPORTED_OP",
         )
     if "data-dependent" in text:
         return ExportError(
-            f"The module branches on the values of a tensor{_raised_at(text)}.",
-            "Use torch.where or torch.cond there, or take the decision outside the module.",
+            f"The module branches on the values of a tensor{place_of(error, module) or _raised_at(text)}.",
+            "Use torch.where or torch.cond there, or take the decision outside the module; where a size "
+            "depends on values, say its range with torch._check.",
             code="EXPORT_DATA_DEPENDENT",
         )
     if "specialized it to be a constant" in text or "static shape" in text:
@@ -37,9 +70,18 @@ def typed(error: Exception, axes: Sequence[Axis]) -> ExportError:
             code="EXPORT_SPECIALISED",
         )
     return ExportError(
-        f"torch cannot export the module: {said(chain[-1])}{_raised_at(text)}",
+        f"torch cannot export the module: {said(chain[-1])}{_raised_at(text) or place_of(error, module)}",
         "Try torch.export.export on it alone; its message has the details.",
     )
+
+
+def alternatives(op: str) -> str:
+    """What can be done about an operator that ONNX has nothing for."""
+    name = op.rpartition(".")[2].lstrip("_")
+    for pattern, hint in _ALTERNATIVES:
+        if pattern.match(name):
+            return hint
+    return "Write that part with other operators, or compute it outside the module and pass the result in."
 
 
 def _chain(error: BaseException) -> list[BaseException]:

@@ -20,14 +20,19 @@ from burnish.exporter.modules import plain
 from burnish.exporter.needs import need
 from burnish.exporter.pooling import read_pooling, sentence_embedding
 from burnish.exporter.quiet import quiet
-from burnish.exporter.source import TRUSTED, TorchParts, TorchSource
+from burnish.exporter.source import TRUSTED, Adopt, TorchParts, TorchSource, left_as_is
 from burnish.exporter.tasks import Task, find_task, is_known, loader_of
 
 _TOKENIZER: tuple[str, ...] = ("tokenizer_config.json", "tokenizer.json")
 
 
 def load_folder(
-    folder: Path, task: str | None = None, *, last_logits_only: bool = True, trust_code: bool = False
+    folder: Path,
+    task: str | None = None,
+    *,
+    last_logits_only: bool = True,
+    trust_code: bool = False,
+    adopt: Adopt = left_as_is,
 ) -> TorchSource | TorchParts:
     """Load a model in the type that its weights are stored in.
 
@@ -36,6 +41,7 @@ def load_folder(
         task: see `burnish.exporter.tasks.TASKS`; default: what the configuration's `architectures` says.
         last_logits_only: of a language model: `logits` of each row's last token only.
         trust_code: run the folder's own code, and load weights that are pickles.
+        adopt: told of the model before it runs.
 
     Raises:
         ExportError: a file is missing or the kind of model is not known (EXPORT_SOURCE); the weights are
@@ -53,6 +59,7 @@ def load_folder(
     with quiet():
         module, notes = _load(loader_of(chosen, config), folder, trusted)
         wanted = _tokenizer_inputs(folder)
+    notes = (*notes, *adopt(module))
     found = _source(module, chosen, folder, wanted, last_logits_only=last_logits_only)
     description = f"Hugging Face folder {folder.resolve().name!r}, {type(module).__name__}, {chosen.name}"
     return found.described(description, attachments_of(folder), (*notes, *([TRUSTED] if trusted else [])))

@@ -18,6 +18,7 @@ _ALL: Final = 30_000_000  # parameters up to which all combinations are compared
 _PAIRS: Final = 500_000_000  # parameters up to which all pairs of sizes are
 _MOST_ELEMENTS: Final = 2**20  # of all inputs together
 _LONGEST: Final = 512  # of a dim with a larger bound: attention takes memory by its square
+_LONGEST_OF_LARGE: Final = 64  # in models with more parameters than _PAIRS, which take seconds a token
 _BATCHES: Final = (1, 2, 3)
 _ROOM: Final = 7  # tokens that must fit after the longest past
 _FREE: Final = 16  # the longest of a dim without a bound
@@ -31,7 +32,8 @@ def lattice(specs: Sequence[TensorSpec], dims: Mapping[str, DimRange], parameter
         dims: the ranges of their dims.
         parameters: of the module; more parameters, fewer combinations.
     """
-    levels = {name: _levels(name, dims.get(name, DimRange())) for name in dynamic_dims(specs)}
+    longest = _LONGEST if parameters <= _PAIRS else _LONGEST_OF_LARGE
+    levels = {name: _levels(name, dims.get(name, DimRange()), longest) for name in dynamic_dims(specs)}
     if not levels:
         return [{}]
     combinations = [dict(zip(levels, sizes, strict=True)) for sizes in itertools.product(*levels.values())]
@@ -44,8 +46,8 @@ def lattice(specs: Sequence[TensorSpec], dims: Mapping[str, DimRange], parameter
     return _covering(fitting, 2 if parameters <= _PAIRS else 1)
 
 
-def _levels(name: str, allowed: DimRange) -> list[int]:
-    top = min(allowed.max if allowed.max is not None else _FREE, _LONGEST)
+def _levels(name: str, allowed: DimRange, longest: int) -> list[int]:
+    top = min(allowed.max if allowed.max is not None else _FREE, longest)
     most = () if allowed.max is None else (top,)
     if is_batch(name):
         wanted: tuple[int, ...] = (*_BATCHES, *most)

@@ -52,7 +52,7 @@ def _origin(metadata: Mapping[str, str], around: Origin) -> Origin:
     scopes, classes = _list(metadata, _SCOPES), _list(metadata, _CLASSES)
     if not scopes or len(scopes) != len(classes) or _NO_MODULE in scopes:
         return around
-    source = _source(metadata.get(_STACK, ""))
+    source = source_of(metadata.get(_STACK, ""))
     if len(scopes) == 1:  # in a branch or a loop body
         return dataclasses.replace(around, source=source or around.source)
     return Origin(scopes[-2], _class(classes[-2]), source)
@@ -77,8 +77,8 @@ def _class(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def _source(stack: str) -> str:
-    """The innermost line that is not torch's own; where all are, the innermost."""
+def source_of(stack: str) -> str:
+    """The innermost line of a stack trace that is not torch's own; where all are, the innermost."""
     frames = [match.groups() for match in _FRAME.finditer(stack) if not match[1].startswith("<")]
     places = [(_relative(file), line, function) for file, line, function in frames]
     if not places:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Self, final
 
@@ -11,6 +11,15 @@ from burnish.errors import ExportError
 from burnish.exporter.dims import Dynamic
 
 Attachments = Mapping[str, Path | bytes]
+
+Adopt = Callable[[Any], tuple[str, ...]]
+"""Takes a module that was just loaded, may convert and move its weights, and says what it changed."""
+
+
+def left_as_is(_module: Any) -> tuple[str, ...]:
+    """The `Adopt` that changes nothing."""
+    return ()
+
 
 TRUSTED: Final = "--trust-code: code of the source was run while it was loaded"
 """The note on a source that could not be read without running what is in it."""

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from burnish.errors import BurnishError, ExportError, MissingDependencyError, nearest
-from burnish.exporter.source import TorchParts, TorchSource
+from burnish.exporter.source import Adopt, TorchParts, TorchSource, left_as_is
 
 _CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # Each of these is a pickle, or an archive with one inside: loading it runs the code that it carries.
@@ -28,6 +28,7 @@ def resolve(
     task: str | None = None,
     last_logits_only: bool = True,
     trust_code: bool = False,
+    adopt: Adopt = left_as_is,
 ) -> TorchSource | TorchParts:
     """Find the module to export.
 
@@ -40,6 +41,7 @@ def resolve(
         task: see `burnish.exporter.tasks.TASKS`; only with a folder, whose configuration says it by default.
         last_logits_only: of a language model: `logits` of each row's last token only.
         trust_code: load what runs code when it is loaded: pickles, and folders with code of their own.
+        adopt: told of a module that is loaded here, before it runs for the first time.
 
     Raises:
         ExportError: there is no such module, callable or folder, or it cannot be used (EXPORT_SOURCE); it
@@ -57,12 +59,12 @@ def resolve(
     if path.suffix.lower() in PICKLES and trust_code:
         from burnish.exporter.trusted import load_trusted
 
-        return load_trusted(path, inputs)
+        return load_trusted(path, inputs, adopt)
     _refuse_pickle(path)
     if path.is_dir():
         from burnish.exporter.huggingface import load_folder
 
-        return load_folder(path, task, last_logits_only=last_logits_only, trust_code=trust_code)
+        return load_folder(path, task, last_logits_only=last_logits_only, trust_code=trust_code, adopt=adopt)
     if path.suffix.lower() == ".gguf" or path.is_file():
         from burnish.exporter.gguf import gguf_source, is_gguf
 
@@ -72,7 +74,7 @@ def resolve(
     if _CALLABLE.fullmatch(text):
         if task is not None:
             raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
-        return _from_callable(text)
+        return _from_callable(text, adopt)
     raise _unknown(text, path)
 
 
@@ -112,7 +114,7 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-def _from_callable(text: str) -> TorchSource:
+def _from_callable(text: str, adopt: Adopt) -> TorchSource:
     name, _, attribute = text.partition(":")
     with _current_folder():
         build: Any = _import(name)
@@ -131,7 +133,10 @@ def _from_callable(text: str) -> TorchSource:
         )
     found = _module(*made[:2])
     dynamic = made[2] if len(made) == 3 else None
-    return dataclasses.replace(found, dynamic=dynamic, description=f"torch: {text}")
+    notes = adopt(found.module) if found.program is None else ()
+    return dataclasses.replace(
+        found, dynamic=dynamic or found.dynamic, description=f"torch: {text}", notes=notes
+    )
 
 
 def _call(text: str, build: Any) -> Any:

@@ -14,7 +14,8 @@ from typing import Any, Final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.exporter.values import to_numpy
+from burnish.exporter.storage import Storage
+from burnish.exporter.values import as_numpy, to_numpy
 from burnish.provenance import KEYS
 
 KEPT_METADATA: Final = frozenset(KEYS)
@@ -34,21 +35,58 @@ def strip_metadata(model: ir.Model) -> None:
         value.metadata_props.clear()
 
 
-def own_weights(model: ir.Model) -> None:
-    """Copy every initializer out of torch's memory, so that training on does not change the model.
+def own_weights(model: ir.Model, storage: Storage | None = None, *, copy: bool = True) -> list[str]:
+    """Take every initializer out of torch's memory; return what is to be said of it.
 
     Parameters that share memory (tied weights) go on sharing it.
+
+    Args:
+        model: an export, whose initializers are torch's tensors.
+        storage: those that are in it become references to its file.
+        copy: copy the others, so that training on does not change the model. Without, they stay views of
+            torch's memory.
     """
     copies: dict[tuple[object, ...], np.ndarray] = {}
-    for value in model.graph.initializers.values():
+    turned = 0
+    for value in list(model.graph.initializers.values()):
         tensor: Any = value.const_value
         raw: Any = getattr(tensor, "raw", None)
         if not hasattr(raw, "data_ptr"):
             continue
+        place = storage.find(raw) if storage is not None else None
+        if storage is not None and place is not None:
+            value.const_value = storage.external(place, value.name or "")
+            turned += place.turned
+            if place.turned:
+                _turn(model, value)
+            continue
         key = (raw.data_ptr(), raw.dtype, tuple(raw.shape), raw.stride())
         if key not in copies:
-            copies[key] = to_numpy(raw)
+            copies[key] = to_numpy(raw) if copy else as_numpy(raw)
         value.const_value = ir.Tensor(copies[key], dtype=tensor.dtype, name=value.name)
+    return [f"{turned} weights of Linear layers are stored as MatMul reads them: [in, out]"] if turned else []
+
+
+def _turn(model: ir.Model, value: ir.Value) -> None:
+    """Make an initializer's graph fit its value, which is stored as its transpose."""
+    rows, columns = value.const_value.shape.numpy()  # type: ignore[union-attr]
+    value.shape = ir.Shape([rows, columns])
+    users = list(dict.fromkeys(node for node, _ in value.uses()))
+    others = []
+    for node in users:
+        if node.op_type == "Transpose" and node.attributes.get_ints("perm", ()) == (1, 0):
+            node.outputs[0].replace_all_uses_with(value)
+            node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+        else:
+            others.append(node)
+    if others:
+        back = ir.node("Transpose", [value], {"perm": [1, 0]}, name=f"node_{value.name}_turned")
+        back.outputs[0].shape, back.outputs[0].type = ir.Shape([columns, rows]), value.type
+        model.graph.insert_before(model.graph[0], back)
+        for node in others:
+            for index, given in enumerate(node.inputs):
+                if given is value:
+                    node.replace_input_with(index, back.outputs[0])
 
 
 def name_interface(model: ir.Model, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:

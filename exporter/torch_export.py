@@ -21,6 +21,7 @@ from burnish.exporter.failures import said
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
+from burnish.exporter.storage import Storage
 from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
 from burnish.exporter.values import (
     Inputs,
@@ -59,6 +60,17 @@ class Exported:
     """What was changed or narrowed, and why."""
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Where a module's weights are, and what becomes of them in the graph."""
+
+    storage: Storage | None = None
+    """What is in it is referred to."""
+    copied: bool = True
+    """All others are copied, so that training on does not change the model."""
+
+
 def export_module(
     module: Any,
     inputs: Inputs,
@@ -71,8 +83,9 @@ def export_module(
     keep_metadata: bool = False,
     fixed: bool = False,
     program: Any = None,
+    weights: Weights = Weights(),
 ) -> Exported:
-    """Export a module as it computes in eval mode; weights are copied.
+    """Export a module as it computes in eval mode.
 
     Args:
         module: a `torch.nn.Module`; it is put into eval mode and back.
@@ -87,18 +100,14 @@ def export_module(
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
+        weights: where they are, and whether they are copied.
 
     Raises:
         ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
             EXPORT_SPECIALISED: a dim did not stay dynamic; EXPORT_DATA_DEPENDENT: the module branches on
             values; EXPORT_UNSUPPORTED_OP: ONNX has nothing for an operator; EXPORT_OPSET; EXPORT_FAILED.
     """
-    if opset not in OPSETS:
-        raise ExportError(
-            f"Cannot export to opset {opset}.",
-            f"torch writes opsets {OPSETS[0]} to {OPSETS[-1]}.",
-            code="EXPORT_OPSET",
-        )
+    _need(opset)
     named = by_name(module, inputs)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
     renamed = {name: (input_names or {}).get(name, name) for name in shapes}
@@ -109,10 +118,9 @@ def export_module(
         names = _output_names(outputs, output_names, list(renamed.values()))
         traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
-    model, moved = _finish(traced, dims, (list(renamed.values()), names), keep_metadata=keep_metadata)
-    notes += [f"value {name!r} renamed: an input or output has its name" for name in moved]
+    model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
-    notes += [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
+    notes += [*said, *(f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong)]
     known = signature(model)
     manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
@@ -138,6 +146,15 @@ class _Reference:
         with evaluating(self.module), quiet():
             found = flat_outputs(self.module(**given))
         return {name: to_numpy(found[key]) for key, name in self.outputs.items() if key in found}
+
+
+def _need(opset: int) -> None:
+    if opset not in OPSETS:
+        raise ExportError(
+            f"Cannot export to opset {opset}.",
+            f"torch writes opsets {OPSETS[0]} to {OPSETS[-1]}.",
+            code="EXPORT_OPSET",
+        )
 
 
 def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[dict[str, Any], Any, list[str]]:
@@ -208,8 +225,9 @@ def _output_names(
 
 
 def _finish(
-    program: Any, dims: Dims, names: tuple[list[str], list[str]], *, keep_metadata: bool
+    program: Any, dims: Dims, names: tuple[list[str], list[str]], weights: Weights, keep_metadata: bool
 ) -> tuple[ir.Model, list[str]]:
+    """The graph put right, and what is to be said of it."""
     model: ir.Model = program.model
     inputs, outputs = names
     if len(model.graph.inputs) != len(inputs) or len(model.graph.outputs) != len(outputs):
@@ -221,8 +239,9 @@ def _finish(
         )
     moved = name_interface(model, inputs, outputs)
     rename_dims(model, {old: new for old, new in dims.symbols.items() if old != new})
-    own_weights(model)
+    notes = [f"value {name!r} renamed: an input or output has its name" for name in moved]
+    notes += own_weights(model, weights.storage, copy=weights.copied)
     note_origins(model)
     if not keep_metadata:
         strip_metadata(model)
-    return model, moved
+    return model, notes

@@ -14,15 +14,16 @@ from burnish.errors import ExportError
 from burnish.exporter.needs import torch
 from burnish.exporter.programs import program_source
 from burnish.exporter.quiet import quiet
-from burnish.exporter.source import TRUSTED, TorchSource
+from burnish.exporter.source import TRUSTED, Adopt, TorchSource, left_as_is
 
 
-def load_trusted(path: Path, inputs: Any = None) -> TorchSource:
+def load_trusted(path: Path, inputs: Any = None, adopt: Adopt = left_as_is) -> TorchSource:
     """Load a pickle or an exported program, and with it whatever code it carries.
 
     Args:
         path: a file that `torch.export.save` or `torch.save` wrote.
         inputs: example inputs by parameter name; needed for a module.
+        adopt: told of a module before it runs.
 
     Raises:
         ExportError: there is no such file, it does not load, or it holds no module (EXPORT_SOURCE); a
@@ -42,7 +43,8 @@ def load_trusted(path: Path, inputs: Any = None) -> TorchSource:
     if isinstance(found, torch.export.ExportedProgram):
         source = program_source(found, inputs, description)
     else:
-        source = TorchSource(_module(found, path), _needed(inputs, path), description=description)
+        module, examples = _module(found, path), _needed(inputs, path)
+        source = TorchSource(module, examples, notes=adopt(module))
     return source.described(description, {}, (TRUSTED,))
 
 

@@ -84,11 +84,17 @@ def flat_outputs(result: Any) -> dict[str, Any]:
 
 def to_numpy(tensor: Any) -> np.ndarray:
     """A copy as a numpy array; bfloat16 as ml_dtypes spells it."""
+    return np.array(as_numpy(tensor))
+
+
+def as_numpy(tensor: Any) -> np.ndarray:
+    """A tensor's own memory as a numpy array, where it is contiguous and on the CPU; a copy elsewhere."""
     plain = tensor.detach().to("cpu").contiguous()
     if plain.dtype == torch.bfloat16:
-        bits: np.ndarray = plain.view(torch.int16).numpy().copy()
+        bits: np.ndarray = plain.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
-    return np.array(plain.numpy())
+    array: np.ndarray = plain.numpy()
+    return array
 
 
 def to_tensor(array: np.ndarray, like: Any) -> Any:

@@ -26,18 +26,29 @@ class Reference:
     Args:
         model: bytes of a ModelProto, or a path.
         optimize: False switches onnxruntime's optimiser off; True uses its default (all).
-        threads: intra-op threads.
+        threads: intra-op threads; 0: all cores.
+        weights: memory to be used for initializers by name, in place of what the model's data files hold.
+            It is read where it is: nothing is packed for speed, so that it is not held twice.
 
     Raises:
         ModelError: onnxruntime cannot load the model (MODEL_LOAD); its message is kept.
     """
 
-    def __init__(self, model: ModelSource, *, optimize: bool = False, threads: int = 1) -> None:
+    def __init__(
+        self, model: ModelSource, *, optimize: bool = False, threads: int = 1,
+        weights: Mapping[str, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4
         levels = ort.GraphOptimizationLevel
         options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+        self._weights = {n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in (weights or {}).items()}
+        for name, value in self._weights.items():
+            options.add_initializer(name, value)
+        if weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options,

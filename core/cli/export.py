@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -10,6 +11,8 @@ import click
 from burnish.cli.common import console, emit, json_option, parse_pairs
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
     from burnish.artifact import Artifact
     from burnish.bundle import Bundle
     from burnish.manifest import Manifest, TensorSpec
@@ -37,14 +40,17 @@ _SHOWN: Final = 8  # inputs, outputs or sizes that are shown one by one
               help="Of a language model: logits of every token, not each row's last.")  # fmt: skip
 @click.option("--decode-tokens", type=click.IntRange(1), metavar="N",
               help="Tokens to decode and compare [default: 64; 16 of very large models].")  # fmt: skip
+@click.option("--dtype", type=click.Choice(["auto", "float32", "float16", "bfloat16"]), default="auto",
+              show_default=True, help="Of the weights. auto: as stored, but float32 for bfloat16, which "
+                                      "onnxruntime's CPU provider cannot run.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
     source: str, output: str, opset: int, task: str | None, inputs: str | None, dynamic: Mapping[str, str],
-    trust_code: bool, weights: str, all_logits: bool, decode_tokens: int | None, dims: Mapping[str, str],
-    seed: int, as_json: bool,
+    trust_code: bool, weights: str, all_logits: bool, decode_tokens: int | None, dtype: str,
+    dims: Mapping[str, str], seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
@@ -64,11 +70,11 @@ def export(
 
     if trust_code:
         click.echo(f"--trust-code: loading {source} runs the code inside it, if there is any.", err=True)
-    with console(as_json=True).status(f"Exporting {source}"):
+    with console(as_json=True).status(f"Exporting {source}") as status:
         artifact = run(
             source, inputs, dynamic=_axes(dynamic), output=output, opset=opset, task=task, ranges=ranges,
             seed=seed, trust_code=trust_code, weights=weights, last_logits_only=not all_logits,
-            decode_tokens=decode_tokens,
+            decode_tokens=decode_tokens, dtype=dtype, tell=_teller(status),
         )  # fmt: skip
     if as_json:
         whole = _as_json(artifact.manifest)
@@ -87,6 +93,16 @@ def _range(name: str, text: str) -> tuple[int, int | None]:
     if not (colon and low.isdecimal() and (high.isdecimal() or not high)):
         raise click.BadParameter(f"{name}={text} is not NAME=MIN:MAX.", param_hint="--dim")
     return int(low), int(high) if high else None
+
+
+def _teller(status: Status) -> Callable[[str], None]:
+    """Prints a line for each stage of the work, with the seconds since the start."""
+    start = time.perf_counter()
+
+    def tell(text: str) -> None:
+        status.console.print(f"{time.perf_counter() - start:6.0f} s  {text}", style="dim")
+
+    return tell
 
 
 def _axes(named: Mapping[str, str]) -> dict[str, dict[int, str]] | None:

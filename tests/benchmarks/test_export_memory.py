@@ -1,0 +1,45 @@
+"""The memory benchmark's own parts: a folder made layer by layer, a process that is watched."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from burnish.benchmarks import export_memory
+from burnish.benchmarks.export_memory import Cost, limit, make_folder, report, watch
+
+pytestmark = pytest.mark.torch
+
+
+def test_folder_loads_with_every_weight(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(export_memory.SHAPES, 0.1, (32, 48, 3, 2))
+    monkeypatch.setattr(export_memory, "VOCABULARY", 100)
+    size = make_folder(tmp_path, 0.1)
+    model, found = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["missing_keys"]
+    assert not found["unexpected_keys"]
+    assert size == 2 * sum(weight.numel() for weight in model.parameters())
+
+
+def test_a_process_is_watched(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "data").write_bytes(b"x" * 1000)
+    code = "import time; held = b'x' * 100_000_000; time.sleep(1.5)"
+    cost = watch("one", [sys.executable, "-c", code], output)
+    assert cost.peak_bytes > 100_000_000
+    assert cost.written_bytes == 1000
+    assert cost.failure == ""
+    failed = watch("two", [sys.executable, "-c", "raise SystemExit('no such thing')"], output)
+    assert failed.failure == "exit 1: no such thing"
+
+
+def test_report_says_whether_the_promise_was_kept() -> None:
+    ours = Cost("burnish export", 100.0, 9_000_000_000, 8_000_000_000, 5_200_000_000)
+    theirs = Cost("torch.onnx.export", 80.0, 8_000_000_000, 8_000_000_000, 5_200_000_000)
+    assert limit(ours) == pytest.approx(9.3e9)
+    assert "9.00 GB of the promised 9.30 GB (1.5 x written + 1.5 GB): kept" in report(1.3, [ours, theirs])
+    assert "1.25 x torch.onnx.export" in report(1.3, [ours, theirs])
+    broken = Cost("burnish export", 100.0, 9_400_000_000, 0, 5_200_000_000)
+    assert "BROKEN" in report(1.3, [broken, theirs])
