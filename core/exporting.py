@@ -78,17 +78,22 @@ def export(
     if isinstance(found, TorchParts):
         made: Artifact | Bundle = _several(found, opset=opset, seed=seed, tokens=tokens, **options)
     else:
-        options["dynamic"] = dynamic or found.dynamic
-        made, graph = _one(
-            found, opset=opset, seed=seed, notes=left_out(found.attachments, output), **options
-        )
-        if keep:
-            made, graph = keep_weights(made, found.stored, seed=seed)
-        if found.model is not None:
-            made = _decoded(made, graph, found.model, tokens=tokens, seed=seed)
+        options |= {"dynamic": dynamic or found.dynamic, "notes": left_out(found.attachments, output)}
+        made = _single(found, keep=keep, tokens=tokens, opset=opset, seed=seed, **options)
     if output is None:
         return made
     return made.save(Path(output)) if isinstance(made, Bundle) else write(made, Path(output))
+
+
+def _single(
+    source: TorchSource, *, keep: bool, tokens: int | None, opset: int, seed: int, **options: Any
+) -> Artifact:
+    made, graph = _one(source, opset=opset, seed=seed, **options)
+    if keep:
+        made, graph = keep_weights(made, source.stored, seed=seed)
+    if source.model is not None:
+        made = _decoded(made, graph, source.model, tokens=tokens, seed=seed)
+    return made
 
 
 def _one(
