@@ -86,7 +86,8 @@ def test_module_object() -> None:
     assert code_of(torch.nn.Linear(3, 2))[0] == "EXPORT_INPUTS"
     assert code_of(42) == (
         "EXPORT_SOURCE",
-        "Cannot export a int.\nGive a torch.nn.Module, package.module:callable, or a Hugging Face folder.",
+        "Cannot export a int.\n"
+        "Give a torch.nn.Module, package.module:callable, a Hugging Face folder or a GGUF file.",
     )
 
 
