@@ -51,13 +51,9 @@ class Numerics(enum.Enum):
 
     def on(self, model: ir.Model) -> Numerics:
         """What a pass that declares this can keep on that model."""
-        if self is Numerics.ROUNDING and any(map(_rounds, _nodes(model))):
+        if self is Numerics.ROUNDING and any(_rounds(node) for graph in all_graphs(model) for node in graph):
             return Numerics.COARSE
         return self
-
-
-def _nodes(model: ir.Model) -> Iterator[ir.Node]:
-    return (node for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes())
 
 
 def _rounds(node: ir.Node) -> bool:

@@ -63,6 +63,9 @@ TABLE = {
 }
 
 
+NAMES = [pytest.param(name, marks=[pytest.mark.kit] * bool(TABLE[name].needs)) for name in sorted(TABLE)]
+
+
 class Ran(NamedTuple):
     example: Example
     folder: Path
@@ -104,7 +107,7 @@ def check(ran: Ran, least: float) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.timeout(1800)
 def test_full(tmp_path: Path, name: str) -> None:
     check(run(TABLE[name], tmp_path), TABLE[name].full)
@@ -186,7 +189,7 @@ CHECKS: dict[str, Callable[[Ran], None]] = {
 """What else there is to see in an example."""
 
 
-@pytest.mark.parametrize("name", sorted(TABLE))
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.timeout(900)
 def test_quick(tmp_path: Path, name: str) -> None:
     ran = run(TABLE[name], tmp_path, "--quick")
