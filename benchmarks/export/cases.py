@@ -11,7 +11,6 @@ from typing import Any, Final, Literal, final
 from burnish.benchmarks.export import zoo
 from burnish.exporter.dims import Assumed
 from burnish.exporter.example_inputs import make_examples
-from burnish.exporter.quiet import quiet
 
 Group = Literal["transformers", "hand-made"]
 HAND_MADE: Final = "hand-made"
@@ -85,9 +84,8 @@ def _hand_made(name: str, kind: str) -> Loaded:
 
 
 def _of_transformers(case: zoo.Architecture, folder: Path) -> Loaded:
-    module, notes = zoo.build(case)
-    with quiet():
-        module.save_pretrained(folder)
+    notes = zoo.save(case, folder)
+    module = zoo.read(case, folder)
     form = case.form
     if form == "encoder-decoder" and not getattr(module.config, "is_encoder_decoder", False):
         form = "single"

@@ -141,7 +141,7 @@ def in_child(request: Request) -> Row:
 
 def _child(request: Request, writing: int) -> None:
     """Never returns."""
-    os.setpgrp()
+    os.setsid()
     silence = os.open(os.devnull, os.O_WRONLY)
     if not os.environ.get("BURNISH_TRACE"):
         os.dup2(silence, 2)

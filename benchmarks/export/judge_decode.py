@@ -99,7 +99,7 @@ def _tokens(
     """All tokens of the decoder, their mask, and what the encoder takes."""
     batch = sizes["batch"]
     mask = np.ones((batch, total), np.int64)
-    ids = rng.integers(0, _vocabulary(case), (batch, total))
+    ids = _random_ids(case, (batch, total), rng)
     if case.form == "decoder":
         if padded:
             for row in range(1, batch):
@@ -126,9 +126,26 @@ def start_of(case: Loaded) -> int:
     return 0
 
 
-def _vocabulary(case: Loaded) -> int:
-    size: int = case.module.config.get_text_config(decoder=True).vocab_size
-    return size
+def _random_ids(case: Loaded, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Tokens of the vocabulary but the padding, which some models do not count as a place."""
+    ids = rng.integers(0, case.module.config.get_text_config(decoder=True).vocab_size, shape)
+    padding = _padding(case)
+    return ids if padding is None else np.where(ids == padding, (padding + 1) % 3, ids)
+
+
+def _padding(case: Loaded) -> int | None:
+    found = getattr(case.module.config.get_text_config(decoder=True), "pad_token_id", None)
+    return found if isinstance(found, int) and found >= 0 else None
+
+
+def _choice(case: Loaded, logits: np.ndarray) -> np.ndarray:
+    """The most likely tokens that are no padding, `[batch]`."""
+    padding = _padding(case)
+    allowed = logits if padding is None else logits.copy()
+    if padding is not None and padding < logits.shape[-1]:
+        allowed[:, padding] = -np.inf
+    chosen: np.ndarray = allowed.argmax(-1)
+    return chosen
 
 
 def _logits(
@@ -161,7 +178,7 @@ def _decoding(case: Loaded, stepper: Stepper) -> str:
         wanted, gaps = _greedy_torch(case, ids, mask, given)
         for optimiser in ("off", "on"):
             try:
-                found = _greedy(stepper, ids, mask, (given, optimiser), wanted)
+                found = _greedy(case, stepper, (ids, mask), (given, optimiser), wanted)
             except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
                 return f"does not run ({first_line(error)})"
             for row, step in np.argwhere(found != wanted):
@@ -182,7 +199,7 @@ def _prompts(
         ids = np.full((len(rows), 1), start_of(case), np.int64)
         return ids, np.ones_like(ids), given
     lengths = [_PROMPTS[row] if ragged else _PROMPTS[1] for row in rows]
-    ids = rng.integers(0, _vocabulary(case), (len(rows), max(lengths)))
+    ids = _random_ids(case, (len(rows), max(lengths)), rng)
     mask = np.stack([np.arange(max(lengths)) >= max(lengths) - n for n in lengths]).astype(np.int64)
     return ids, mask, {}
 
@@ -200,22 +217,26 @@ def _greedy_torch(
         logits = torch_logits(case, ids, mask, given)
         best = np.sort(logits, axis=-1)
         gaps.append((best[:, -1] - best[:, -2]) / np.maximum(np.abs(logits).max(-1), 1e-9))
-        tokens.append(logits.argmax(-1))
+        tokens.append(_choice(case, logits))
         ids, mask = _longer(ids, mask, tokens[-1])
     return np.stack(tokens, 1), np.stack(gaps, 1)
 
 
 def _greedy(
-    stepper: Stepper, ids: np.ndarray, mask: np.ndarray, start: tuple[Any, str], wanted: np.ndarray
+    case: Loaded,
+    stepper: Stepper,
+    prompt: tuple[np.ndarray, np.ndarray],
+    start: tuple[Any, str],
+    wanted: np.ndarray,
 ) -> np.ndarray:
     """Tokens that the graph chooses; each step is fed PyTorch's token, so that one tie does not spread."""
-    given, optimiser = start
+    (ids, mask), (given, optimiser) = prompt, start
     stepper.begin(len(ids), given, optimiser)
     for begin, end in _chunks(stepper, ids.shape[1] if stepper.whole_first else 0, ids.shape[1]):
         logits = stepper.step(ids[:, begin:end], mask[:, :end])
     tokens = []
     for step in range(TOKENS):
-        tokens.append(logits[:, -1].argmax(-1))
+        tokens.append(_choice(case, logits[:, -1]))
         ids, mask = _longer(ids, mask, wanted[:, step])
         logits = stepper.step(ids[:, -1:], mask)
     return np.stack(tokens, 1)

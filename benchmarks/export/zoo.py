@@ -138,3 +138,10 @@ def save(case: Architecture, folder: Path) -> tuple[str, ...]:
     with quiet():
         model.save_pretrained(folder)
     return notes
+
+
+def read(case: Architecture, folder: Path) -> Any:
+    """The model as anybody reads it: what is computed and not stored (sinusoids) is as it should be."""
+    loader = loader_of(TASKS[case.task], {"model_type": case.kind})
+    with quiet():
+        return loader.from_pretrained(folder, local_files_only=True).eval()
