@@ -104,7 +104,8 @@ def _count(model: Any, tokens: int | None) -> int:
 
 
 def _is_large(model: Any) -> bool:
-    return sum(weight.numel() for weight in model.parameters()) > _LARGE
+    parameters: int = sum(weight.numel() for weight in model.parameters())
+    return parameters > _LARGE
 
 
 def _torch_next(model: Any, prompt: np.ndarray, tokens: Sequence[int]) -> _Greedy:

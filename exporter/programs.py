@@ -38,7 +38,7 @@ def program_source(
     )
 
 
-class Traced(torch.nn.Module):
+class Traced(torch.nn.Module):  # type: ignore[misc]
     """The module that a program is, with modes as any module has (which a program's own refuses to change).
 
     Its parameters are the program's. It is what the graph is compared with.

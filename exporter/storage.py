@@ -235,5 +235,7 @@ def _numpy_type(dtype: Any) -> np.dtype[Any]:
     import ml_dtypes
 
     if dtype == torch.bfloat16:
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    else:
+        found = np.dtype(torch.empty(0, dtype=dtype).numpy().dtype)
+    return found

@@ -32,7 +32,7 @@ class Made:
 Build = Callable[[], Made]
 
 
-class Recurrent(nn.Module):
+class Recurrent(nn.Module):  # type: ignore[misc]
     """Embedding, a recurrent layer, a linear layer on its last state."""
 
     def __init__(self, kind: Any, **options: Any) -> None:
@@ -48,7 +48,7 @@ class Recurrent(nn.Module):
         return found
 
 
-class Packed(nn.Module):
+class Packed(nn.Module):  # type: ignore[misc]
     """A bidirectional LSTM over sequences of several lengths, packed."""
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class Packed(nn.Module):
         return padded
 
 
-class Decoder2d(nn.Module):
+class Decoder2d(nn.Module):  # type: ignore[misc]
     """Convolution, GroupNorm, ConvTranspose, PixelShuffle, a resize to another image's size."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class Decoder2d(nn.Module):
         return functional.interpolate(large, size=image.shape[2:], mode="bilinear", align_corners=False)
 
 
-class Warp(nn.Module):
+class Warp(nn.Module):  # type: ignore[misc]
     """A spatial transformer: an affine grid, and the image sampled there."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ class Warp(nn.Module):
         return functional.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
 
-class Einsum(nn.Module):
+class Einsum(nn.Module):  # type: ignore[misc]
     """Attention written with einsum, causal by a mask made of comparisons, with a window and padding."""
 
     def __init__(self) -> None:
@@ -112,7 +112,7 @@ class Einsum(nn.Module):
         return torch.einsum("bhqk,bkhd->bqhd", weights, value).flatten(2)
 
 
-class Tied(nn.Module):
+class Tied(nn.Module):  # type: ignore[misc]
     """`nn.Transformer`, encoder and decoder sharing feed-forward layers, embedding tied to the head."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Tied(nn.Module):
         return found
 
 
-class Experts(nn.Module):
+class Experts(nn.Module):  # type: ignore[misc]
     """Four experts; each token goes to the two that a router chooses."""
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ class Experts(nn.Module):
         return mixed.view_as(hidden)
 
 
-class Scan(nn.Module):
+class Scan(nn.Module):  # type: ignore[misc]
     """A diagonal state-space layer as a cumulative sum in log space: no loop."""
 
     def __init__(self) -> None:
@@ -170,7 +170,7 @@ class Scan(nn.Module):
         return torch.einsum("qkd,bkd->bqd", kernel, self.mix(hidden))
 
 
-class Detector(nn.Module):
+class Detector(nn.Module):  # type: ignore[misc]
     """Boxes and scores, the best eight by TopK, overlapping ones set to zero (NMS of a fixed length)."""
 
     def __init__(self) -> None:

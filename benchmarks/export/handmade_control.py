@@ -11,7 +11,7 @@ from torch.nn import functional
 _WIDTH: Final = 16
 
 
-class Branch(nn.Module):
+class Branch(nn.Module):  # type: ignore[misc]
     """One of two layers, by the mean of the input: `torch.cond`."""
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Branch(nn.Module):
         return found
 
 
-class Nested(nn.Module):
+class Nested(nn.Module):  # type: ignore[misc]
     """A branch inside a branch."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class Nested(nn.Module):
         return found
 
 
-class Loop(nn.Module):
+class Loop(nn.Module):  # type: ignore[misc]
     """Repeated until small, or eight times: `torch.while_loop`."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Loop(nn.Module):
         return found
 
 
-class Recurrence(nn.Module):
+class Recurrence(nn.Module):  # type: ignore[misc]
     """A state-space layer, step by step: torch's `scan`."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Recurrence(nn.Module):
         return found
 
 
-class Unrolled(nn.Module):
+class Unrolled(nn.Module):  # type: ignore[misc]
     """A loop over a fixed number of steps, in Python, that rewrites its state."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Unrolled(nn.Module):
         return state
 
 
-class Scatter(nn.Module):
+class Scatter(nn.Module):  # type: ignore[misc]
     """Rows put at chosen places, one added where several meet."""
 
     def forward(self, hidden: Tensor, places: Tensor) -> Tensor:
@@ -117,7 +117,7 @@ class Scatter(nn.Module):
         return changed
 
 
-class Pooled(nn.Module):
+class Pooled(nn.Module):  # type: ignore[misc]
     """Depthwise convolution, BatchNorm, max pooling with ceil, adaptive pooling, a padded border."""
 
     def __init__(self) -> None:
@@ -134,7 +134,7 @@ class Pooled(nn.Module):
         return found
 
 
-class Spectrum(nn.Module):
+class Spectrum(nn.Module):  # type: ignore[misc]
     """The magnitude of a Fourier transform, filtered, and back."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ class Spectrum(nn.Module):
         return spectrum.abs(), torch.fft.irfft(spectrum * self.gain, n=64)
 
 
-class Chosen(nn.Module):
+class Chosen(nn.Module):  # type: ignore[misc]
     """The rows whose first number is positive: as many as the data says."""
 
     def __init__(self) -> None:

@@ -76,8 +76,8 @@ def judge_graph(case: Loaded, path: Path) -> Verdict:
     """A graph without a cache, against the module's forward, at every combination of sizes."""
     try:
         runner = Runner(path)
-    except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
-        return Verdict(parity=f"onnxruntime cannot load it: {first_line(error)}")
+    except Exception as failure:  # noqa: BLE001 - onnxruntime has no base class for its errors
+        return Verdict(parity=f"onnxruntime cannot load it: {first_line(failure)}")
     verdict = Verdict(dims=fixed_dims(case, runner.inputs), decode="-")
     worst = 0.0
     for number, sizes in enumerate(assignments(case)):
@@ -112,8 +112,8 @@ def _compare(
 ) -> tuple[str, float]:
     try:
         found = runner(given, optimiser)
-    except Exception as error:  # noqa: BLE001 - onnxruntime has no base class for its errors
-        return f"does not run ({first_line(error)})", 0.0
+    except Exception as failure:  # noqa: BLE001 - onnxruntime has no base class for its errors
+        return f"does not run ({first_line(failure)})", 0.0
     pairs = paired(wanted, found)
     if not pairs:
         return f"outputs {', '.join(found)[:80]} are not the module's {', '.join(wanted)[:80]}", 0.0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 WIDTH: Final = 32
 HEADS: Final = 4
@@ -55,7 +55,7 @@ def _divided(by: int, least: int) -> Rule:
     return rule
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -69,8 +69,9 @@ RULES: Final[tuple[tuple[str, Rule], ...]] = (
      r"(encoder|decoder)_num_attention_heads|num_attn_heads|linear_num_(key|value)_heads|decoder_num_heads"),
      _at_most(HEADS)),
     (r"num_key_value_heads|n_kv_heads|num_kv_heads|multi_query_group_num|num_attention_groups", _at_most(2)),
-    ((r"head_dim|d_kv|d_head|attention_head_(dim|size)|kv_channels|linear_(key|value)_head_dim|qk_nope_head_dim|"
-     r"qk_rope_head_dim|v_head_dim|global_head_dim|index_head_dim|mamba_d_head|mamba_head_dim"), _whole(HEAD)),
+    ((r"head_dim|d_kv|d_head|attention_head_(dim|size)|kv_channels|linear_(key|value)_head_dim|"
+     r"qk_nope_head_dim|qk_rope_head_dim|v_head_dim|global_head_dim|"
+     r"index_head_dim|mamba_d_head|mamba_head_dim"), _whole(HEAD)),
     (r"qk_head_dim", _whole(2 * HEAD)),
     (r"kv_lora_rank|q_lora_rank|o_lora_rank|.*_lora_rank|lora_rank", _whole(16)),
     ((r"hidden_size|d_model|n_embd|embed_dim|model_dim|dim|hidden_dim|emb_dim|embedding_size|embedding_dim|"
@@ -87,8 +88,9 @@ RULES: Final[tuple[tuple[str, Rule], ...]] = (
      r"filter_size|decoder_hidden_size_ff|moe_shared_expert_intermediate_size"), _whole(2 * WIDTH)),
     (r"vocab_size|.*_vocab_size|src_vocab_size|tgt_vocab_size|entity_vocab_size", _at_most(VOCAB)),
     ((r"max_position_embeddings|n_positions|n_ctx|max_seq_len|max_sequence_length|max_seq_length|seq_length|"
-     r"max_source_positions|max_target_positions|max_2d_position_embeddings|block_size|max_encoder_position_embeddings|"
-     r"max_decoder_position_embeddings|original_max_position_embeddings|model_max_length"), _at_most(POSITIONS)),
+     r"max_source_positions|max_target_positions|max_2d_position_embeddings|block_size|"
+     r"max_encoder_position_embeddings|max_decoder_position_embeddings|"
+     r"original_max_position_embeddings|model_max_length"), _at_most(POSITIONS)),
     (r"image_size|img_size|pretrain_image_size", _whole(IMAGE)),
     (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts", _at_most(4)),
     (r"num_experts_per_tok|moe_topk|moe_k|num_experts_per_token|num_selected_experts|top_k_experts|moe_top_k",

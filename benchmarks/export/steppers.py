@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol, final
 
 import numpy as np
@@ -56,7 +56,7 @@ def cache_pairs(inputs: Sequence[str], outputs: Sequence[str]) -> dict[str, str]
     return {name: ends[m.group(1)] for name in inputs if (m := _CACHE.match(name)) and m.group(1) in ends}
 
 
-def cache_inputs(inputs: Sequence[str]) -> list[str]:
+def cache_inputs(inputs: Iterable[str]) -> list[str]:
     """The inputs that hold a cache."""
     return [name for name in inputs if _CACHE.match(name)]
 
@@ -73,7 +73,7 @@ def _grows(runner: Runner) -> bool:
 
 def _zeros(runner: Runner, batch: int, skip: Sequence[str] = ()) -> Arrays:
     """An empty cache: no tokens, states of zeros."""
-    made = {}
+    made: Arrays = {}
     for name in cache_inputs(runner.inputs):
         if name not in skip:
             first, *rest = runner.inputs[name] or [1]

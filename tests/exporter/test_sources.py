@@ -86,8 +86,10 @@ def test_module_object() -> None:
     assert code_of(torch.nn.Linear(3, 2))[0] == "EXPORT_INPUTS"
     assert code_of(42) == (
         "EXPORT_SOURCE",
-        "Cannot export a int.\n"
-        "Give a torch.nn.Module, package.module:callable, a Hugging Face folder or a GGUF file.",
+        (
+            "Cannot export a int.\n"
+            "Give a torch.nn.Module, package.module:callable, a Hugging Face folder or a GGUF file."
+        ),
     )
 
 
