@@ -17,6 +17,7 @@ import numpy as np
 from burnish.checking import DifferentialChecker, executed, runnable
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
 from burnish.exporting import export as export
+from burnish.kv_cache import InPlace
 from burnish.manifest import Manifest, Receipt
 from burnish.model import node_count, signature
 from burnish.passes.base import Numerics
@@ -291,6 +292,10 @@ def _samples(
         raise CalibrationError(
             "The calibration data holds no sample.", "Give at least one.", code="CALIB_EMPTY"
         )
+    promise, names = InPlace.of(source.model.metadata_props, source.manifest), {spec.name for spec in specs}
+    if promise is not None:  # caches as long as the past get the room that the model wants
+        metadata = source.model.metadata_props
+        samples = [promise.fit(metadata, each) if names == each.keys() else each for each in samples]
     for number, sample in enumerate(samples):
         check_sample(number, sample, specs, source.manifest.dims)
     return samples, []

@@ -156,5 +156,5 @@ class Chosen(nn.Module):  # type: ignore[misc]
 
     def forward(self, rows: Tensor) -> Tensor:
         """`[count, 16]` -> `[chosen, 4]`."""
-        found: Tensor = self.layer(rows[(rows[:, 0] > 0).nonzero().squeeze(1)])
+        found: Tensor = self.layer(rows[(rows[:, 1] > 0).nonzero().squeeze(1)])
         return found
