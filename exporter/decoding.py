@@ -7,6 +7,7 @@ three prompts of different lengths together. Every token must be the same.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
@@ -131,9 +132,14 @@ def _greedy_steps(model: Any, given: dict[str, Any], name: str, count: int, **al
     tokens: list[int] = []
     gaps: list[float] = []
     cache: dict[str, Any] = {}
+    placed, seen = "position_ids" in inspect.signature(model.forward).parameters, 0
     with evaluating(model), quiet():
         for _ in range(count):
-            found = model(**given, **always, **cache, use_cache=True)
+            length = given[name].shape[1]
+            # As generate() does: some models count the past by a layer that does not keep it.
+            places = {"position_ids": torch.arange(seen, seen + length)[None]} if placed else {}
+            found = model(**given, **always, **cache, **places, use_cache=True)
+            seen += length
             logits = found.logits[0, -1].float()
             best = logits.topk(2).values
             tokens.append(int(logits.argmax()))

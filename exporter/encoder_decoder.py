@@ -38,10 +38,10 @@ def encoder_decoder_source(model: Any, *, last_logits_only: bool = True) -> Torc
             (EXPORT_INPUTS).
     """
     examples = _encoder_examples(model)
-    own, cross = _layouts(model, examples)
+    hidden = _hidden(model, examples)
+    own, cross = _layouts(model, examples, hidden)
     text = "attention_mask" in examples.inputs
     length = next((dims.get(1) for dims in examples.dynamic.values() if text), None)
-    hidden = _hidden(model, examples)
     fixed = None if length is not None or _varies(examples) else hidden.shape[1]
     parts = {
         ENCODER: _encoder(model, examples, cross),
@@ -86,8 +86,10 @@ def _start(model: Any, batch: Any) -> Any:
     return torch.full((batch, 1), start_token(model), dtype=torch.int64)
 
 
-def _layouts(model: Any, examples: Examples) -> tuple[Layout, Layout]:
-    found = run(model, examples.inputs | {"decoder_input_ids": _start(model, BATCH), "use_cache": True})
+def _layouts(model: Any, examples: Examples, hidden: Any) -> tuple[Layout, Layout]:
+    mask = {name: tensor for name, tensor in examples.inputs.items() if name == "attention_mask"}
+    given = {"encoder_outputs": _outputs(hidden), "decoder_input_ids": _start(model, BATCH), "use_cache": True}
+    found = run(model, mask | given)
     cache: Any = getattr(found, PAST, None)
     name = type(model).__name__
     if not hasattr(cache, "cross_attention_cache"):
