@@ -96,8 +96,8 @@ def past_dims(slots: Mapping[str, Slot], length: DimSpec | None) -> dict[str, di
 def only_last(model: Any, place: Any) -> Iterator[Callable[[Any], Any]]:
     """Inside, the model's head sees one token of each row; yields what finishes the logits.
 
-    The head is the module's `get_output_embeddings()`; of a model without one (or whose one is the embedding
-    itself) all logits are computed, and one of each row taken.
+    The head is the module's `get_output_embeddings()`; of a model without one (or whose one sees something
+    else) all logits are computed, and one of each row taken.
 
     Args:
         model: a transformers model.
@@ -108,12 +108,20 @@ def only_last(model: Any, place: Any) -> Iterator[Callable[[Any], Any]]:
         return hidden.gather(1, place[:, None, None].expand(-1, 1, hidden.shape[-1]))
 
     head = model.get_output_embeddings()
-    if place is None or head is None or isinstance(head, torch.nn.Embedding):
+    if place is None or head is None:
         yield (lambda logits: logits) if place is None else last
         return
-    hook = head.register_forward_pre_hook(lambda _, given: (last(given[0]), *given[1:]))
+    done = []
+
+    def before(_: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if given[0].dim() != 3:  # no hidden states `[batch, sequence, width]`
+            return None
+        done.append(True)
+        return (last(given[0]), *given[1:])
+
+    hook = head.register_forward_pre_hook(before)
     try:
-        yield lambda logits: logits
+        yield lambda logits: logits if done else last(logits)
     finally:
         hook.remove()
 

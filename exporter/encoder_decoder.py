@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -28,6 +29,7 @@ from burnish.exporter.source import TorchParts, TorchSource
 ENCODER: Final = "encoder"
 DECODER: Final = "decoder"
 _SEQUENCE, _PAST = 3, 5
+_ALIKE: Final = 1e-2  # far above rounding, far below what a wrong mask makes of logits
 
 
 def encoder_decoder_source(model: Any, *, last_logits_only: bool = True) -> TorchParts:
@@ -46,7 +48,7 @@ def encoder_decoder_source(model: Any, *, last_logits_only: bool = True) -> Torc
     parts = {
         ENCODER: _encoder(model, examples, cross),
         DECODER: _decoder(
-            model, own, cross, hidden, masked=text,
+            model, own, cross, hidden, masked=text, several=_takes_several(model, examples, hidden),
             length=None if fixed else _renamed(length), last_logits_only=last_logits_only,
         ),
     }  # fmt: skip
@@ -75,8 +77,13 @@ def _renamed(length: DimSpec | None) -> DimSpec:
 
 def start_token(model: Any) -> int:
     """The token that decoding starts from, as the generation's or the model's configuration says; else 0."""
-    for config in (getattr(model, "generation_config", None), model.config):
-        start = getattr(config, "decoder_start_token_id", None)
+    configs = (
+        getattr(model, "generation_config", None),
+        model.config,
+        model.config.get_text_config(decoder=True),
+    )
+    for name, config in itertools.product(("decoder_start_token_id", "bos_token_id"), configs):
+        start = getattr(config, name, None)
         if isinstance(start, int):
             return start
     return 0
@@ -88,7 +95,11 @@ def _start(model: Any, batch: Any) -> Any:
 
 def _layouts(model: Any, examples: Examples, hidden: Any) -> tuple[Layout, Layout]:
     mask = {name: tensor for name, tensor in examples.inputs.items() if name == "attention_mask"}
-    given = {"encoder_outputs": _outputs(hidden), "decoder_input_ids": _start(model, BATCH), "use_cache": True}
+    given = {
+        "encoder_outputs": _outputs(hidden),
+        "decoder_input_ids": _start(model, BATCH),
+        "use_cache": True,
+    }
     found = run(model, mask | given)
     cache: Any = getattr(found, PAST, None)
     name = type(model).__name__
@@ -99,6 +110,27 @@ def _layouts(model: Any, examples: Examples, hidden: Any) -> tuple[Layout, Layou
             code="EXPORT_CACHE",
         )
     return layout_of(cache.self_attention_cache, name), layout_of(cache.cross_attention_cache, name)
+
+
+def _takes_several(model: Any, examples: Examples, hidden: Any) -> bool:
+    """True where several tokens at once, after others in the cache, come out as without a cache.
+
+    Some decoders refuse them or see the tokens that come after: their graph takes one at a time.
+    """
+    mask = {name: tensor for name, tensor in examples.inputs.items() if name == "attention_mask"}
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    rest = torch.arange(1, 2 * _SEQUENCE * BATCH + 1 - BATCH).reshape(BATCH, -1) % vocabulary
+    ids = torch.cat([_start(model, BATCH), rest], dim=1)
+    always: dict[str, Any] = mask | {"encoder_outputs": _outputs(hidden)}
+    wanted = run(model, always | {"decoder_input_ids": ids, "use_cache": False}).logits
+    cached = always | {"use_cache": True}
+    try:
+        first = run(model, cached | {"decoder_input_ids": ids[:, :_SEQUENCE]})
+        then = run(model, cached | {"decoder_input_ids": ids[:, _SEQUENCE:], PAST: first[PAST]})
+    except Exception:  # noqa: BLE001 - whatever the model says against several tokens
+        return False
+    found = torch.cat([first.logits, then.logits], dim=1)
+    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=_ALIKE, atol=_ALIKE)
 
 
 def _hidden(model: Any, examples: Examples) -> Any:
@@ -129,16 +161,19 @@ def _encoder(model: Any, examples: Examples, cross: Layout) -> TorchSource:
 
 def _decoder(
     model: Any, own: Layout, cross: Layout, hidden: Any, *,
-    masked: bool, length: DimSpec | None, last_logits_only: bool,
+    masked: bool, several: bool, length: DimSpec | None, last_logits_only: bool,
 ) -> TorchSource:  # fmt: skip
     past = {_name(PAST, slot.label, DECODER): slot for slot in own.slots}
     fixed = {_name(PAST, slot.label, ENCODER): slot for slot in cross.slots}
     forward = _step(model, (own, past), (cross, fixed), hidden.shape[-1], last_logits_only=last_logits_only)
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
-    ids = torch.arange(BATCH * _SEQUENCE).reshape(BATCH, _SEQUENCE) % vocabulary
+    new = _SEQUENCE if several else 1
+    ids = torch.arange(BATCH * new).reshape(BATCH, new) % vocabulary
     top = longest(model.config)
     inputs: dict[str, Any] = {"decoder_input_ids": ids}
-    dims: dict[str, dict[int, DimSpec]] = {"decoder_input_ids": {0: "batch", 1: Assumed("sequence", 1, top)}}
+    dims: dict[str, dict[int, DimSpec]] = {"decoder_input_ids": {0: "batch"}}
+    if several:
+        dims["decoder_input_ids"][1] = Assumed("sequence", 1, top)
     if masked:
         mask = torch.ones(BATCH, hidden.shape[1], dtype=torch.int64)
         mask[-1, hidden.shape[1] // 2 :] = 0

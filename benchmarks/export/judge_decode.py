@@ -119,8 +119,10 @@ def _encoder_inputs(case: Loaded, sizes: Mapping[str, int], seed: int) -> dict[s
 
 def start_of(case: Loaded) -> int:
     """The token that decoding starts from."""
-    for config in (getattr(case.module, "generation_config", None), case.module.config):
-        start = getattr(config, "decoder_start_token_id", None)
+    config = case.module.config
+    configs = getattr(case.module, "generation_config", None), config, config.get_text_config(decoder=True)
+    for name, known in itertools.product(("decoder_start_token_id", "bos_token_id"), configs):
+        start = getattr(known, name, None)
         if isinstance(start, int):
             return start
     return 0
