@@ -22,6 +22,8 @@ BATCH: Final = 2
 _LENGTH: Final = 16
 _SAMPLES: Final = 8000  # of audio: half a second at 16 kHz
 _FRAMES: Final = 64
+_REGIONS: Final = 5
+_CHARACTERS: Final = 256  # of models that take code points, and so have no vocabulary
 
 Dims = Mapping[int, DimSpec]
 Build = Callable[[Any], tuple[Any, Dims]]
@@ -103,9 +105,10 @@ def _growing(more: Sequence[str]) -> Iterator[tuple[str, ...]]:
 def _ids(config: Any) -> tuple[Any, Dims]:
     text = config.get_text_config()
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, text.vocab_size, (BATCH, _LENGTH), generator=generator)
+    count = _first(text, names=("vocab_size",), default=_CHARACTERS)
+    tokens = torch.randint(0, count, (BATCH, _LENGTH), generator=generator)
     end = text.eos_token_id if isinstance(getattr(text, "eos_token_id", None), int) else None
-    if end is not None and 0 <= end < text.vocab_size:
+    if end is not None and 0 <= end < count:
         tokens[:, -1] = end  # some models read the sentence off the token that ends it
     return tokens, text_dims(config)
 
@@ -140,10 +143,13 @@ def _waves(_config: Any) -> tuple[Any, Dims]:
 
 
 def _features(config: Any) -> tuple[Any, Dims]:
-    """Spectrograms: `[batch, mel bins, frames]` where frames are counted by positions (Whisper), else
-    `[batch, frames, bins]`."""
+    """Spectrograms: `[batch, mel bins, frames]` where frames are counted by positions (Whisper), `[batch, 1,
+    frames, bins]` where they become a square picture (CLAP), else `[batch, frames, bins]`."""
     audio = _part(config, "audio_config", "encoder")
     bins = _first(audio, config, names=("num_mel_bins", "feature_size", "input_feat_per_channel"), default=80)
+    size = _first(audio, names=("spec_size",), default=None)
+    if size is not None:  # made a square picture: 1001 frames of its processor's 10 s become 1024
+        return _noise(config, (BATCH, 1, size * (size // bins) * 1001 // 1024, bins)), {0: "batch"}
     positions = _first(audio, config, names=("max_source_positions",), default=None)
     generator = torch.Generator().manual_seed(0)
     if positions is not None and not hasattr(config, "conv_kernel_sizes"):
@@ -165,10 +171,23 @@ def _waves_or_spectrogram(config: Any) -> tuple[Any, Dims]:
     return _spectrogram(config) if fixed else _waves(config)
 
 
+def _regions(config: Any) -> tuple[Any, Dims]:
+    """Features of the regions of a picture, `[batch, regions, width]`."""
+    return _noise(config, (BATCH, _REGIONS, config.visual_feat_dim)), {0: "batch", 1: "regions"}
+
+
+def _places(config: Any) -> tuple[Any, Dims]:
+    return _noise(config, (BATCH, _REGIONS, config.visual_pos_dim)), {0: "batch", 1: "regions"}
+
+
+def _noise(_config: Any, shape: tuple[int, ...]) -> Any:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
 _BUILDERS: Final[Mapping[str, Build]] = {
     "input_ids": _ids, "attention_mask": _mask, "token_type_ids": _segments, "bbox": _boxes,
     "pixel_values": _pixels, "input_values": _waves_or_spectrogram, "input_features": _features,
-    "decoder_input_ids": _ids,
+    "decoder_input_ids": _ids, "visual_feats": _regions, "visual_pos": _places,
 }  # fmt: skip
 """How each input is made, by the name that `forward` has for it."""
 

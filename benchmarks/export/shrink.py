@@ -140,13 +140,14 @@ def small(config_class: Any, given: Mapping[str, Any] = {}, seed: Any = None) ->
     fields: dict[str, Any] = {}
     for name, value in _fields(default).items():
         if hasattr(value, "model_type") and hasattr(value, "to_dict"):
-            fields[name] = small(type(value), _mapping(given.get(name)), value)
+            wanted = _mapping(given.get(name))
+            fields[name] = dict(wanted) if "model_type" in wanted else small(type(value), wanted, value)
         elif name not in given:
             changed = _small_value(name, value)
             if changed != value:
                 fields[name] = changed
     fields |= {name: value for name, value in given.items() if name not in fields}
-    _fit(default, fields)
+    _fit(default, fields, given)
     return config_class(**fields)
 
 
@@ -165,7 +166,7 @@ def _small_value(name: str, value: Any) -> Any:
     return value
 
 
-def _fit(default: Any, fields: dict[str, Any]) -> None:
+def _fit(default: Any, fields: dict[str, Any], given: Mapping[str, Any]) -> None:
     """What depends on what was made small: heads, layer lists, token ids, patches."""
     merged = _fields(default) | fields
     layers = next((merged[name] for name in _COUNTS if _is_whole(merged.get(name))), LAYERS)
@@ -176,7 +177,7 @@ def _fit(default: Any, fields: dict[str, Any]) -> None:
     if _is_whole(vocab):
         _clamp_tokens(merged, fields, vocab)
     size, patch = merged.get("image_size"), merged.get("patch_size")
-    if _is_whole(patch) and patch > PATCH and size is not None:
+    if _is_whole(patch) and patch > PATCH and size is not None and "patch_size" not in given:
         fields["patch_size"] = PATCH
     padding = merged.get("pad_token_id")
     if _is_whole(padding) and _is_whole(vocab) and padding >= vocab:
