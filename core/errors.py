@@ -7,7 +7,7 @@ on it. Subclasses exist for what a caller may want to catch; the code says the r
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 
@@ -68,9 +68,19 @@ class TargetError(BurnishError):
 
 
 class MismatchError(BurnishError):
-    """A rewrite that changed the results beyond what its pass declares."""
+    """A rewrite that changed the results beyond what its pass declares.
+
+    Args:
+        sizes: of the dynamic dims at which that was seen, where the error knows.
+    """
 
     default_code = "MISMATCH"
+
+    def __init__(
+        self, what: str, hint: str, *, code: str | None = None, sizes: Mapping[str, int] | None = None
+    ) -> None:
+        super().__init__(what, hint, code=code)
+        self.sizes = sizes
 
 
 class PassError(BurnishError):

@@ -6,7 +6,7 @@ This is the orchestration: the exporter, which has torch, is handed sessions of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +14,7 @@ import msgspec
 
 from burnish.artifact import Artifact
 from burnish.bundle import Bundle
+from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.keeping import check_weights, keep_weights
 from burnish.manifest import Manifest
 from burnish.runtime.reference import Reference
@@ -147,19 +148,29 @@ def _alone(
 def _one(
     source: TorchSource, stage: Stage, name: str, **options: Any
 ) -> tuple[ir.Model, Manifest, Reference]:
-    """One module exported and compared; once more, with transformers' patches, where that fails."""
-    from burnish.errors import ExportError, MismatchError
-    from burnish.exporter.library_fixes import MENDED, has_fixes
+    """One module exported and compared; where that fails, traced once more in other ways."""
 
     try:
         return _attempt(source, stage, name, **options)
     except (ExportError, MismatchError) as error:
-        if error.code not in MENDED or not has_fixes(source.module):
-            raise
-        try:
-            return _attempt(source, stage, name, fixed=True, **options)
-        except (ExportError, MismatchError):
-            raise error from None
+        for again in _again(source, error):
+            try:
+                return _attempt(source, stage, name, **again, **options)
+            except (ExportError, MismatchError):
+                continue
+        raise
+
+
+def _again(source: TorchSource, error: BurnishError) -> Iterator[dict[str, Any]]:
+    """Other ways to trace: at the sizes that came out wrong, as a branch went another way there; and with
+    transformers' patches.
+    """
+    from burnish.exporter.library_fixes import MENDED, has_fixes
+
+    if isinstance(error, MismatchError) and error.sizes and source.program is None:
+        yield {"at": error.sizes}
+    if error.code in MENDED and has_fixes(source.module):
+        yield {"fixed": True}
 
 
 def _attempt(
@@ -170,6 +181,7 @@ def _attempt(
     opset: int,
     seed: int,
     fixed: bool = False,
+    at: Mapping[str, int] | None = None,
     **options: Any,
 ) -> tuple[ir.Model, Manifest, Reference]:
     """Its graph, what is known of it, and how to run it."""
@@ -179,12 +191,15 @@ def _attempt(
     stage.tell(f"tracing {name}" + (" with transformers' patches" if fixed else ""))
     exported = export_module(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
-        weights=Weights(stage.storage, not stage.owned), fixed=fixed, **options,
+        weights=Weights(stage.storage, not stage.owned), fixed=fixed, at=at, **options,
     )  # fmt: skip
     stage.tell(f"comparing {name} with PyTorch at several sizes")
     with stage.reference(exported.model, name) as run:
         receipt = check_parity(exported, run, seed=seed)
     mended = ("traced with transformers' own patches, as a plain trace fails",) if fixed else ()
+    if at:
+        sizes = ", ".join(f"{dim}={size}" for dim, size in at.items())
+        mended = (f"traced at {sizes}, as what was traced at the examples' sizes is wrong there",)
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *mended, *receipt.notes))
     manifest = msgspec.structs.replace(
         exported.signature, source=source.description, receipts=(receipt,),

@@ -21,6 +21,8 @@ _LONGEST: Final = 512  # of a dim with a larger bound: attention takes memory by
 _LONGEST_OF_LARGE: Final = 64  # in models with more parameters than _PAIRS, which take seconds a token
 _BATCHES: Final = (1, 2, 3)
 _ROOM: Final = 7  # tokens that must fit after the longest past
+_STRIDED: Final = 16  # a least length above it: strides make one step of many, and what is odd is odd then
+_BETWEEN: Final = (1.31, 1.62, 1.93, 2.44, 2.75)
 _FREE: Final = 16  # the longest of a dim without a bound
 
 
@@ -56,6 +58,8 @@ def _levels(name: str, allowed: DimRange, longest: int) -> list[int]:
     else:
         low = max(allowed.min, 1)
         wanted = (low, low + 1, 2 * low + 5, max(top, 3 * low))
+        if low > _STRIDED:
+            wanted += tuple(round(low * factor) for factor in _BETWEEN)
     kept = [max(allowed.min, size if allowed.max is None else min(size, allowed.max)) for size in wanted]
     return list(dict.fromkeys(kept))
 

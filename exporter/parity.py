@@ -5,6 +5,7 @@ The graph is run by a callable that the caller gives: this package never imports
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
@@ -51,6 +52,7 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     found: list[Difference] = []
     failures: dict[str, list[Assignment]] = {}
     compared: list[Assignment] = []
+    wrong: list[MismatchError] = []
     notes = list(exported.notes)
     usual = len(lattice(exported.signature.inputs, exported.signature.dims, exported.parameters))
     for number, assignment in enumerate(_all_assignments(exported)):
@@ -62,8 +64,13 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
         except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
             failures.setdefault(next(iter(str(error).splitlines()), ""), []).append(assignment)
             continue
-        found.append(_compare(exported.signature, reference, run, feeds, assignment, tolerance))
+        try:
+            found.append(_compare(exported.signature, reference, run, feeds, assignment, tolerance))
+        except MismatchError as error:
+            wrong.append(error)
         compared.append(assignment)
+    if wrong:
+        raise _largest(wrong)
     notes += [_left_out(why, sizes) for why, sizes in failures.items()]
     if not found:
         raise ExportError(
@@ -78,6 +85,14 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
         max_abs_error=max(apart.max_abs for apart in found), max_rel_error=furthest.max_rel,
         assignments=tuple(compared), notes=tuple(notes), seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _largest(errors: Sequence[MismatchError]) -> MismatchError:
+    """The first error, with the largest of the sizes at which the graph is wrong."""
+    errors[0].sizes = max(
+        (error.sizes or {} for error in errors), key=lambda sizes: math.prod(sizes.values())
+    )
+    return errors[0]
 
 
 def _all_assignments(exported: Exported) -> Iterator[Assignment]:
@@ -122,14 +137,15 @@ def _compare(
     try:
         actual = run(feeds)
     except BurnishError as error:
-        raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}") from error
+        raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}", assignment) from error
     ignore = padding_cleared(interface, feeds)
     apart = worst(ignore(reference), ignore(actual))
     allowed = tolerance if tolerance is not None else _tolerance(reference)
     if not apart.within(allowed):
         raise _mismatch(
             f"differs from the module in output {apart.name!r} at {_spell(assignment)}: "
-            f"{apart.max_rel:.3g} (allowed {allowed:g})"
+            f"{apart.max_rel:.3g} (allowed {allowed:g})",
+            assignment,
         )
     return apart
 
@@ -139,12 +155,12 @@ def _tolerance(outputs: Mapping[str, np.ndarray]) -> float:
     return max(_TOLERANCES.get(name, Numerics.ROUNDING.tolerance) for name in types)
 
 
-def _mismatch(what: str) -> MismatchError:
+def _mismatch(what: str, sizes: Assignment) -> MismatchError:
     return MismatchError(
         f"The exported graph {what}.",
         "torch exported it wrongly: try another opset, or rewrite that part of the module.",
-        code="EXPORT_PARITY",
-    )
+        code="EXPORT_PARITY", sizes=sizes,
+    )  # fmt: skip
 
 
 def _spell(assignment: Assignment) -> str:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from burnish.dim_sums import size_of
 from burnish.errors import ExportError
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
@@ -82,6 +83,7 @@ def export_module(
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
     fixed: bool = False,
+    at: Mapping[str, int] | None = None,
     program: Any = None,
     weights: Weights = Weights(),
 ) -> Exported:
@@ -99,6 +101,7 @@ def export_module(
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
+        at: sizes of dynamic dims to trace at, instead of the examples' own.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
         weights: where they are, and whether they are copied.
 
@@ -113,7 +116,7 @@ def export_module(
     renamed = {name: (input_names or {}).get(name, name) for name in shapes}
     axes = read_axes(dynamic, shapes, ranges)
     with evaluating(module):
-        named, result, notes = _widen(module, named, axes)
+        named, result, notes = _widen(module, _sized(named, axes, at or {}), axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
         traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed)
@@ -155,6 +158,16 @@ def _need(opset: int) -> None:
             f"torch writes opsets {OPSETS[0]} to {OPSETS[-1]}.",
             code="EXPORT_OPSET",
         )
+
+
+def _sized(named: dict[str, Any], axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, Any]:
+    """The inputs at those sizes of the dims."""
+    made = dict(named)
+    for axis in axes:
+        size = size_of(axis.name, sizes)
+        if size is not None:
+            made[axis.input] = resized(made[axis.input], axis.axis, size)
+    return made
 
 
 def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[dict[str, Any], Any, list[str]]:

@@ -33,7 +33,7 @@ _TABLE: Final[Mapping[str, str]] = {
         whisper speech_to_text moonshine wav2vec2 hubert wavlm sew parakeet_ctc
     """,
     "fill-mask": """
-        bert roberta albert distilbert deberta-v2 mpnet mobilebert convbert esm fnet funnel big_bird
+        bert roberta albert distilbert deberta-v2 mpnet mobilebert convbert esm fnet funnel big_bird xlm-roberta
         longformer modernbert roformer squeezebert nystromformer
     """,
     "text-classification": "xlnet canine",
@@ -47,7 +47,6 @@ _TABLE: Final[Mapping[str, str]] = {
     "semantic-segmentation": "segformer mobilenet_v2 dpt maskformer mask2former",
     "zero-shot-image-classification": "clip siglip altclip chinese_clip align clipseg",
     "audio-classification": "audio-spectrogram-transformer sew-d unispeech-sat",
-    "sentence-embedding": "xlm-roberta",
     "feature-extraction": "vilt visual_bert flava clap groupvit owlvit dpr vit_mae",
 }
 """Model types by task: what the table is made of. Each architecture stands once."""
