@@ -199,7 +199,7 @@ def _attempt(
     mended = ("traced with transformers' own patches, as a plain trace fails",) if fixed else ()
     if at:
         sizes = ", ".join(f"{dim}={size}" for dim, size in at.items())
-        mended = (f"traced at {sizes}, as what was traced at the examples' sizes is wrong there",)
+        mended = (f"traced at {sizes}, as a trace at the examples' sizes is wrong there",)
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *mended, *receipt.notes))
     manifest = msgspec.structs.replace(
         exported.signature, source=source.description, receipts=(receipt,),
