@@ -86,13 +86,13 @@ class _Writer:
 
     def keep(self, value: ir.Value, source: StoredTensor) -> str | None:
         """Replace every use of a weight; return why that cannot be, or None."""
-        uses = self._uses(value)
+        uses, turned = self._uses(value)
         if uses is None:
             return "used otherwise than by a matrix product or as a table"
         parts = split(source)
         if parts is None:
             return f"{source.type_name} has no exact kernel"
-        if value.const_value is None or not parts.equal(value.const_value.numpy()):
+        if value.const_value is None or not parts.equal(_as_stored(value.const_value, turned=turned)):
             return f"{source.type_name} that its parts do not make up bit for bit"
         table = self._table(value.name or "weight", parts)
         for node in uses:
@@ -101,23 +101,27 @@ class _Writer:
             del self._graph.initializers[str(value.name)]
         return None
 
-    def _uses(self, value: ir.Value) -> list[ir.Node] | None:
-        """The products and look-ups that a weight is used in; None where it has another use."""
+    def _uses(self, value: ir.Value) -> tuple[list[ir.Node] | None, bool]:
+        """The products and look-ups that a weight is used in, None where it has another use; and whether it
+        is `[in, out]`, as products take it and files do not store it.
+        """
+        turned = any(_is_product(node, index) for node, index in value.uses())
         found: list[ir.Node] = []
-        for node, index in value.uses():
-            if node.op_type == "Gather" and index == 0 and not node.attributes.get_int("axis", 0):
+        values = [(value, turned)]
+        for node, _ in value.uses():
+            if node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) in ([], [1, 0]):
+                values.append((node.outputs[0], not turned))
+        for each, fits_product in values:
+            if each.is_graph_output():
+                return None, turned
+            for node, index in each.uses():
+                if node.op_type == "Transpose" and each is value:
+                    continue
+                if not (_is_product(node, index) if fits_product else _is_look_up(node, index)):
+                    return None, turned
                 found.append(node)
-            elif node.op_type == "Transpose" and list(node.attributes.get_ints("perm", ())) in ([], [1, 0]):
-                products = [
-                    use for use in node.outputs[0].uses() if use.node.op_type == "MatMul" and use.idx == 1
-                ]
-                if len(products) != len(node.outputs[0].uses()) or node.outputs[0].is_graph_output():
-                    return None
-                found += [use.node for use in products]
-            else:
-                return None
         plain = all(node.graph is self._graph and _rank(node) is not None for node in found)
-        return found if plain and not value.is_graph_output() else None
+        return (found if plain else None), turned
 
     def _table(self, name: str, parts: Parts) -> _Table:
         written = []
@@ -223,6 +227,19 @@ class _Writer:
         if name not in self._shared:
             self._shared[name] = self._constant(name, array)
         return self._shared[name]
+
+
+def _as_stored(tensor: ir.TensorProtocol, *, turned: bool) -> np.ndarray:
+    array: np.ndarray = tensor.numpy()
+    return array.T if turned else array
+
+
+def _is_product(node: ir.Node, index: int) -> bool:
+    return node.op_type == "MatMul" and index == 1
+
+
+def _is_look_up(node: ir.Node, index: int) -> bool:
+    return node.op_type == "Gather" and index == 0 and not node.attributes.get_int("axis", 0)
 
 
 def _rank(node: ir.Node) -> int | None:
