@@ -50,7 +50,8 @@ def make_examples(model: Any, wanted: Sequence[str] | None = None) -> Examples:
         ExportError: no inputs that can be made satisfy it (EXPORT_INPUTS).
     """
     takes = inspect.signature(model.forward).parameters
-    first = [name for name in wanted or _usual(model, takes) if name in takes and name in _BUILDERS]
+    usual = [*(wanted or _usual(model, takes)), *_DRAWN]
+    first = [name for name in usual if name in takes and name in _BUILDERS]
     more = [name for name in _BUILDERS if name in takes and name not in first]
     failure: Exception | None = None
     for extra in _growing(more):
@@ -180,6 +181,15 @@ def _places(config: Any) -> tuple[Any, Dims]:
     return _noise(config, (BATCH, _REGIONS, config.visual_pos_dim)), {0: "batch", 1: "regions"}
 
 
+def _order(config: Any) -> tuple[Any, Dims]:
+    """What masks patches, `[batch, patches]`: those of the least numbers stay."""
+    height, width = _pair(config.image_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(
+        BATCH, (height // config.patch_size) * (width // config.patch_size), generator=generator
+    ), {0: "batch"}
+
+
 def _noise(_config: Any, shape: tuple[int, ...]) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
@@ -187,9 +197,11 @@ def _noise(_config: Any, shape: tuple[int, ...]) -> Any:
 _BUILDERS: Final[Mapping[str, Build]] = {
     "input_ids": _ids, "attention_mask": _mask, "token_type_ids": _segments, "bbox": _boxes,
     "pixel_values": _pixels, "input_values": _waves_or_spectrogram, "input_features": _features,
-    "decoder_input_ids": _ids, "visual_feats": _regions, "visual_pos": _places,
+    "decoder_input_ids": _ids, "visual_feats": _regions, "visual_pos": _places, "noise": _order,
 }  # fmt: skip
 """How each input is made, by the name that `forward` has for it."""
+_DRAWN: Final = ("noise",)
+"""Inputs that a model draws at random where they are not given: no graph could be compared with it."""
 
 
 def _part(config: Any, *names: str) -> Any:
