@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from burnish.exporter.needs import need, torch
+from burnish.exporter.translations import translations
 
 MENDED: Final = frozenset(
     {"EXPORT_DATA_DEPENDENT", "EXPORT_FAILED", "EXPORT_PARITY", "EXPORT_SPECIALISED", "EXPORT_UNSUPPORTED_OP"}
@@ -52,7 +53,7 @@ def translate(traced: Any, opset: int) -> Any:
     table: Mapping[Any, Any] = onnx._ONNX_TRANSLATION_TABLE
     program = torch.onnx.export(
         traced, opset_version=opset, dynamo=True, optimize=False, verbose=False,
-        custom_translation_table=dict(table),
+        custom_translation_table=translations() | dict(table),
     )  # fmt: skip
     onnx.apply_onnx_ir_fixes(program)
     return program
