@@ -1,8 +1,8 @@
 """Adaptive average pooling of images whose sizes vary.
 
-torch turns it into a pooling with the window that fits the example's size, or into one addition for each place
-of that window: both are wrong at any other size. Which places a window holds follows from the size, though,
-and a mean over windows is a product with a matrix.
+torch turns it into a pooling with the window that fits the example's size, or into one addition for each
+place of that window: both are wrong at any other size. Which places a window holds follows from the size,
+though, and a mean over windows is a product with a matrix.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`torch.nn.functional.affine_grid` in arithmetic: torch's own decomposition asks for the sizes as constants."""
+"""`torch.nn.functional.affine_grid` in arithmetic: torch's own decomposition makes the sizes constants."""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from burnish.exporter.needs import need, torch
+from burnish.exporter.sizes import SizesStaySizes
 from burnish.exporter.translations import translations
 
 MENDED: Final = frozenset(
@@ -27,7 +28,7 @@ def has_fixes(module: Any) -> bool:
 
 @contextlib.contextmanager
 def fixes(module: Any) -> Iterator[None]:
-    """The patches are in place inside the block."""
+    """The patches are in place inside the block, and sizes are divided as sizes."""
     onnx = need("transformers.exporters.exporter_onnx")
     dynamo = need("transformers.exporters.exporter_dynamo")
     with (
@@ -35,6 +36,7 @@ def fixes(module: Any) -> Iterator[None]:
         onnx.apply_patches("onnx"),
         dynamo.reset_model_state(module),
         torch.fx.experimental._config.patch(backed_size_oblivious=True),
+        SizesStaySizes(),
     ):
         yield
 
