@@ -11,10 +11,11 @@ from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.failures import typed
 from burnish.exporter.library_fixes import fixes, translate
-from burnish.exporter.masks import masks_as_given
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import quiet
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
+from burnish.exporter.traceable import traceable
+from burnish.exporter.translations import translations
 from burnish.exporter.values import copies, tensors
 from burnish.manifest import DimRange
 
@@ -57,7 +58,7 @@ def capture(
     """
     shapes = _dynamic_shapes(named, axes)
     try:
-        with quiet(), masks_as_given():
+        with quiet(), traceable():
             translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
         return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
     except ExportError as error:
@@ -79,7 +80,7 @@ def _translated(
     given: dict[str, Any] = {"kwargs": copies(named), "dynamic_shapes": shapes} if program is None else {}
     return torch.onnx.export(
         module if program is None else program, (), **given, opset_version=opset,
-        dynamo=True, optimize=False, verbose=False,
+        dynamo=True, optimize=False, verbose=False, custom_translation_table=translations(),
     )  # fmt: skip
 
 
@@ -110,6 +111,6 @@ def _places(axes: Sequence[Axis]) -> dict[str, str]:
 
 def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
     """Trace once more, only to hear which conditions torch adds and where."""
-    with quiet(), masks_as_given(), reasons() as guards, contextlib.suppress(Exception):
+    with quiet(), traceable(), reasons() as guards, contextlib.suppress(Exception):
         torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
     return guards

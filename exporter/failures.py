@@ -48,6 +48,8 @@ def typed(error: Exception, axes: Sequence[Axis], module: Any = None) -> ExportE
         module: that was exported; its parts are named by their paths.
     """
     chain = _chain(error)
+    if own := next((each for each in chain if isinstance(each, ExportError)), None):
+        return own
     text = "\n".join(str(each) for each in chain)
     if found := _UNSUPPORTED.search(text):
         return ExportError(

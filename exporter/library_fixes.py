@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from burnish.exporter.needs import need, torch
+from burnish.exporter.sizes import SizesStaySizes
+from burnish.exporter.translations import translations
 
 MENDED: Final = frozenset(
     {"EXPORT_DATA_DEPENDENT", "EXPORT_FAILED", "EXPORT_PARITY", "EXPORT_SPECIALISED", "EXPORT_UNSUPPORTED_OP"}
@@ -26,7 +28,7 @@ def has_fixes(module: Any) -> bool:
 
 @contextlib.contextmanager
 def fixes(module: Any) -> Iterator[None]:
-    """The patches are in place inside the block."""
+    """The patches are in place inside the block, and sizes are divided as sizes."""
     onnx = need("transformers.exporters.exporter_onnx")
     dynamo = need("transformers.exporters.exporter_dynamo")
     with (
@@ -34,6 +36,7 @@ def fixes(module: Any) -> Iterator[None]:
         onnx.apply_patches("onnx"),
         dynamo.reset_model_state(module),
         torch.fx.experimental._config.patch(backed_size_oblivious=True),
+        SizesStaySizes(),
     ):
         yield
 
@@ -52,7 +55,7 @@ def translate(traced: Any, opset: int) -> Any:
     table: Mapping[Any, Any] = onnx._ONNX_TRANSLATION_TABLE
     program = torch.onnx.export(
         traced, opset_version=opset, dynamo=True, optimize=False, verbose=False,
-        custom_translation_table=dict(table),
+        custom_translation_table=translations() | dict(table),
     )  # fmt: skip
     onnx.apply_onnx_ir_fixes(program)
     return program

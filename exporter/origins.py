@@ -24,6 +24,7 @@ _SCOPES: Final = "pkg.torch.onnx.name_scopes"
 _CLASSES: Final = "pkg.torch.onnx.class_hierarchy"
 _STACK: Final = "pkg.torch.onnx.stack_trace"
 _NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"  # torch's own nodes: sizes, checks
+_NOT_THE_MODULES: Final = ("torch/", "burnish/exporter/")  # torch's own lines, and what stands in for them
 _FRAME: Final = re.compile(r'File "([^"\n]+)", line (\d+), in ([^\n]+)')
 
 
@@ -78,12 +79,12 @@ def _class(name: str) -> str:
 
 
 def source_of(stack: str) -> str:
-    """The innermost line of a stack trace that is not torch's own; where all are, the innermost."""
+    """The innermost line of a stack trace that is the module's own; where none is, the innermost."""
     frames = [match.groups() for match in _FRAME.finditer(stack) if not match[1].startswith("<")]
     places = [(_relative(file), line, function) for file, line, function in frames]
     if not places:
         return ""
-    own = [place for place in places if not place[0].startswith("torch/")]
+    own = [place for place in places if not place[0].startswith(_NOT_THE_MODULES)]
     file, line, function = (own or places)[-1]
     return f"{file}:{line} in {function}"
 

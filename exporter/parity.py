@@ -5,6 +5,7 @@ The graph is run by a callable that the caller gives: this package never imports
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,12 +19,14 @@ from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.exporter.lattice import lattice
 from burnish.exporter.padding import padding_cleared
 from burnish.exporter.torch_export import Exported
-from burnish.feeds import Assignment, dynamic_dims, make_feeds
+from burnish.feeds import Assignment, dynamic_dims, is_batch, make_feeds
 from burnish.manifest import DimRange, Manifest, Receipt
 from burnish.model import node_count
 from burnish.passes.base import Numerics
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+_Arrays = dict[str, np.ndarray]
 
 _WANTED: Final = 4
 # The least precise floating type of the outputs says how far two ways of computing may drift apart.
@@ -58,8 +61,9 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     for number, assignment in enumerate(_all_assignments(exported)):
         if number >= usual and len(compared) >= _WANTED:
             break
+        feeds = make_feeds(exported.signature.inputs, assignment, seed=seed + number)
         try:
-            feeds, reference = _referred(exported, assignment, seed + number)
+            feeds, reference = _accepted(exported, feeds)
         except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
             failures.setdefault(next(iter(str(error).splitlines()), ""), []).append(assignment)
             continue
@@ -86,17 +90,47 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     )  # fmt: skip
 
 
-def _referred(
-    exported: Exported, assignment: Assignment, seed: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Random feeds and the module's outputs; integers are places within every dim where others fail."""
-    feeds = make_feeds(exported.signature.inputs, assignment, seed=seed)
+def _accepted(exported: Exported, feeds: _Arrays) -> tuple[_Arrays, _Arrays]:
+    """Feeds that the module takes, and its outputs.
+
+    Integers that are no tokens may be lengths or places, of which few are valid: where the module fails on
+    random ones, the example's are tried, then the example's but none above the smallest size, or below it.
+    """
     try:
         return feeds, exported.reference(feeds)
-    except Exception:  # noqa: BLE001 - the module is anybody's code; it says so again where integers are not why
-        least = max(1, min(assignment.values(), default=1))
-        whole = {name: array % least for name, array in feeds.items() if array.dtype.kind in "iu"}
-        return feeds | whole, exported.reference(feeds | whole)
+    except Exception:
+        for given in _with_example_integers(exported, feeds):
+            with contextlib.suppress(Exception):
+                return given, exported.reference(given)
+        raise
+
+
+def _with_example_integers(exported: Exported, feeds: _Arrays) -> Iterator[_Arrays]:
+    integers = {
+        spec.name: _repeated(exported.example[spec.name], feeds[spec.name].shape)
+        for spec in exported.signature.inputs
+        if spec.meaning == "values" and np.issubdtype(feeds[spec.name].dtype, np.integer)
+    }
+    smallest = min(
+        (
+            feeds[spec.name].shape[axis]
+            for spec in exported.signature.inputs
+            for axis, dim in enumerate(spec.shape or ())
+            if isinstance(dim, str) and not is_batch(dim)
+        ),
+        default=0,
+    )
+    if integers:
+        yield {**feeds, **integers}
+        for top in (smallest, smallest - 1):
+            yield {**feeds, **{name: np.minimum(each, max(top, 0)) for name, each in integers.items()}}
+
+
+def _repeated(example: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    """The example at another shape of the same rank: its own values repeated, or cut off."""
+    for axis, size in enumerate(shape):
+        example = np.take(example, np.arange(size) % max(1, example.shape[axis]), axis=axis)
+    return example
 
 
 def _largest(errors: Sequence[MismatchError]) -> MismatchError:

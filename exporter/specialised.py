@@ -30,6 +30,7 @@ from burnish.manifest import DimRange
 _GUARDS: Final = "torch.fx.experimental.symbolic_shapes"
 _SYMBOL: Final = re.compile(r"create_symbol (\w+) = \d+ for L\['(\w+)'\]\.size\(\)\[(\d+)\]")
 _TORCH: Final = f"{Path(torch.__file__).parent}{os.sep}"
+_OWN: Final = f"{Path(__file__).parent}{os.sep}"
 _UNBOUNDED: Final = 2**31
 
 
@@ -205,7 +206,7 @@ def _module_line(frame: FrameType | None) -> str:
     """The innermost line on the stack that is not torch's own, as `file.py:12 in forward: code`."""
     while frame is not None:
         code = frame.f_code
-        if not code.co_filename.startswith((_TORCH, "<")) and code.co_filename not in _OWN:
+        if not code.co_filename.startswith((_TORCH, _OWN, "<")) and code.co_filename not in _LOGGING:
             source = linecache.getline(code.co_filename, frame.f_lineno).strip()
             where = f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"
             return f"{where}: {source}" if source else where
@@ -213,7 +214,7 @@ def _module_line(frame: FrameType | None) -> str:
     return "an unknown line"
 
 
-_OWN: Final = frozenset({__file__, logging.__file__, linecache.__file__})
+_LOGGING: Final = frozenset({logging.__file__, linecache.__file__})
 
 
 def _in_dims(condition: str, dims: Mapping[str, str]) -> str:

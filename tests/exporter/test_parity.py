@@ -126,3 +126,16 @@ def test_half_precision_may_drift_further() -> None:
     receipt = check_parity(exported, Reference(to_bytes(exported.model)))
     assert receipt.max_rel_error is not None
     assert receipt.max_rel_error < 5e-3
+
+
+class Reads(torch.nn.Module):
+    def forward(self, x: Any, places: Any) -> Any:
+        return x.gather(1, places)
+
+
+def test_integers_that_few_values_fit_are_the_examples() -> None:
+    inputs = {"x": torch.randn(2, 6), "places": torch.tensor([[5, 0], [1, 3]])}
+    exported = export_module(Reads(), inputs, dynamic={"x": {0: "batch", 1: "width"}, "places": {0: "batch"}})
+    receipt = check_parity(exported, Reference(to_bytes(exported.model)))
+    assert {a["width"] for a in receipt.assignments} >= {1, 2, 7}
+    assert receipt.notes == ()
