@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from burnish.artifact import Artifact
-from burnish.bundle import Bundle
+from burnish.bundle import Bundle, need_folder_for
 from burnish.keeping import check_weights, keep_weights
 from burnish.manifest import Manifest
 from burnish.runtime.reference import Reference
@@ -201,6 +201,8 @@ def _several(
     from burnish.exporter.encoder_decoder import DECODER, ENCODER
 
     check_weights(weights, None)
+    if stage.output is not None:
+        need_folder_for(source.parts, stage.output)
     parts: dict[str, Artifact] = {}
     graphs: dict[str, Graph] = {}
     for name, part in source.parts.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from typing import Any, Final
@@ -17,7 +18,13 @@ _LOGGERS: Final = ("torch", "onnxscript", "onnx_ir", "transformers")
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No warning, log line or graph that torch, onnxscript or transformers prints comes out meanwhile."""
+    """No warning, log line or graph that torch, onnxscript or transformers prints comes out meanwhile.
+
+    What the module itself prints does not either: stdout may carry JSON. The empty folder for compiled
+    kernels that torch makes among temporary files whenever it traces does not stay.
+    """
+    caches = _cache_folder()
+    made = caches is not None and not os.path.lexists(caches)
     handlers = {
         handler
         for name in list(logging.root.manager.loggerDict)
@@ -28,12 +35,27 @@ def quiet() -> Iterator[None]:
         handler.addFilter(_silence)
     try:
         # torch.export prints the graph traced so far to stderr when it fails.
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stderr(io.StringIO()),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
+        if made and caches is not None:
+            with contextlib.suppress(OSError):  # not there, or somebody's kernels are in it by now
+                os.rmdir(caches)
         for handler in handlers:
             handler.removeFilter(_silence)
+
+
+def _cache_folder() -> str | None:
+    """The folder that torch makes for compiled kernels, where nobody has said another."""
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    path: str = default_cache_dir()
+    return path if os.environ.get("TORCHINDUCTOR_CACHE_DIR", path) == path else None
 
 
 def _silence(_record: logging.LogRecord) -> bool:

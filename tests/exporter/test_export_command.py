@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import burnish
 from burnish.cli import main
-from burnish.errors import ExportError
+from burnish.errors import ExportError, OutputError
 
 pytestmark = pytest.mark.torch
 
@@ -25,11 +26,17 @@ class Net(torch.nn.Module):
         self.layer = torch.nn.Linear(3, 2)
 
     def forward(self, x):
+        print("in forward")
         return {"logits": self.layer(x).relu()}
 
 def build():
     torch.manual_seed(0)
+    print("in build")
     return Net(), {"x": torch.ones(1, 3)}, {"x": {0: "batch"}}
+
+def half():
+    made = torch.nn.Linear(3, 2).bfloat16()
+    return made, torch.ones(2, 3, dtype=torch.bfloat16), {"input": {0: "batch"}}
 """
 
 
@@ -142,3 +149,33 @@ def test_without_torch_export_says_what_to_install(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == 'DEPENDENCY_MISSING Install it: pip install "burnish[export]"', done.stderr
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["taken.onnx", "taken.burnish", "file"])
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(name: str) -> None:
+    if name == "file":
+        Path(name).write_text("")
+    else:
+        Path(name).mkdir()
+        Path(name, "diary.txt").write_text("dear diary")
+    with pytest.raises(OutputError) as caught:
+        burnish.export("command_models:build", output=name, tell=lambda text: pytest.fail(f"already {text}"))
+    assert caught.value.code == "OUTPUT_PATH"
+    assert not any(path.name.startswith(".burnish") for path in Path().iterdir())
+
+
+def test_bfloat16_modules_of_a_callable_get_inputs_of_their_new_type(here: Path) -> None:
+    done = run("command_models:half", "-o", "half.burnish")
+    assert done.exit_code == 0, done.output
+    assert "input: float32[batch, 3]" in done.stdout
+    assert "converted from bfloat16 to float32" in " ".join(done.stdout.split())
+
+
+def test_no_temporary_file_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = here / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    assert run("command_models:build", "-o", "net.onnx").exit_code == 0
+    assert list(folder.iterdir()) == []
