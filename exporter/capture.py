@@ -110,6 +110,6 @@ def _places(axes: Sequence[Axis]) -> dict[str, str]:
 
 def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
     """Trace once more, only to hear which conditions torch adds and where."""
-    with quiet(), masks_as_given(), reasons() as guards, contextlib.suppress(Exception):
+    with quiet(), masks_as_given(), reasons(module) as guards, contextlib.suppress(Exception):
         torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
     return guards

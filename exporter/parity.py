@@ -18,13 +18,17 @@ from burnish.exporter.lattice import lattice
 from burnish.exporter.padding import padding_cleared
 from burnish.exporter.torch_export import Exported
 from burnish.feeds import Assignment, dynamic_dims, make_feeds
-from burnish.manifest import DimRange, Manifest, Receipt
+from burnish.manifest import DimRange, Receipt
 from burnish.model import node_count
 from burnish.passes.base import Numerics
+from burnish.provenance import origins
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 _WANTED: Final = 4
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 # The least precise floating type of the outputs says how far two ways of computing may drift apart.
 _TOLERANCES: Final = {"float16": 5e-3, "bfloat16": 4e-2}
 
@@ -45,7 +49,8 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
 
     Raises:
         MismatchError: an output differs by more, or the graph does not run (EXPORT_PARITY).
-        ExportError: the module itself runs at none of the sizes (EXPORT_REFERENCE).
+        ExportError: the module itself runs at none of the sizes (EXPORT_REFERENCE), or gives another result
+            each time (EXPORT_RANDOM).
     """
     start = time.perf_counter()
     found: list[Difference] = []
@@ -62,13 +67,15 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
         except Exception as error:  # noqa: BLE001 - the module is anybody's code; the note says what it said
             failures.setdefault(next(iter(str(error).splitlines()), ""), []).append(assignment)
             continue
-        found.append(_compare(exported.signature, reference, run, feeds, assignment, tolerance))
+        found.append(_compare(exported, reference, run, feeds, assignment, tolerance))
         compared.append(assignment)
     notes += [_left_out(why, sizes) for why, sizes in failures.items()]
     if not found:
         raise ExportError(
             f"The module runs at none of the sizes that were tried: {notes[-1]}.",
-            "Give the ranges of the dynamic dims, such as batch=2:8.",
+            "Give the ranges of the dynamic dims, such as batch=2:8."
+            if dynamic_dims(exported.signature.inputs)
+            else "Let it run on random inputs of these shapes too, not on the example inputs only.",
             code="EXPORT_REFERENCE",
         )
     furthest = max(found, key=lambda apart: apart.max_rel)
@@ -112,7 +119,7 @@ def _left_out(why: str, sizes: Sequence[Assignment]) -> str:
 
 
 def _compare(
-    interface: Manifest,
+    exported: Exported,
     reference: dict[str, np.ndarray],
     run: Run,
     feeds: Mapping[str, np.ndarray],
@@ -123,15 +130,32 @@ def _compare(
         actual = run(feeds)
     except BurnishError as error:
         raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}") from error
-    ignore = padding_cleared(interface, feeds)
+    ignore = padding_cleared(exported.signature, feeds)
     apart = worst(ignore(reference), ignore(actual))
     allowed = tolerance if tolerance is not None else _tolerance(reference)
     if not apart.within(allowed):
+        _need_repeatable(exported, reference, feeds, allowed)
         raise _mismatch(
             f"differs from the module in output {apart.name!r} at {_spell(assignment)}: "
             f"{apart.max_rel:.3g} (allowed {allowed:g})"
         )
     return apart
+
+
+def _need_repeatable(
+    exported: Exported, reference: dict[str, np.ndarray], feeds: Mapping[str, np.ndarray], allowed: float
+) -> None:
+    """Where the module itself gives something else on the same inputs, that is what is wrong."""
+    apart = worst(reference, exported.reference(feeds))
+    if apart.within(allowed):
+        return
+    drawn = [node for node in exported.model.graph.all_nodes() if node.op_type in _RANDOM]
+    where = next((str(origin) for node in drawn for origin in origins(node.metadata_props)), "")
+    raise ExportError(
+        f"The module gives another {apart.name!r} each time it runs on the same inputs{where}.",
+        "Draw random numbers outside the module and pass them in; let forward change nothing that it reads.",
+        code="EXPORT_RANDOM",
+    )
 
 
 def _tolerance(outputs: Mapping[str, np.ndarray]) -> float:

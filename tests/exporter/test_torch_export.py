@@ -300,3 +300,34 @@ def test_without_torch_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingDependencyError, match=r'burnish\[export\]"') as caught:
         need("transformers")
     assert caught.value.code == "DEPENDENCY_MISSING"
+
+
+class Chosen(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        kept = x[x > 0]
+        return kept, torch.cat([kept, x.flatten()])
+
+
+def test_dims_that_values_decide_have_names_and_may_be_zero() -> None:
+    exported = export_module(Chosen(), torch.randn(2, 3), dynamic={"x": {0: "batch"}})
+    first, second = exported.signature.outputs
+    assert (first.shape, second.shape) == (("output_0_dim_0",), ("output_1_dim_0",))
+    assert exported.signature.dims == {
+        "batch": DimRange(1), "output_0_dim_0": DimRange(0), "output_1_dim_0": DimRange(0)
+    }  # fmt: skip
+    found = Reference(to_bytes(exported.model))({"x": -np.ones((2, 3), np.float32)})
+    assert found["output_0"].shape == (0,)
+
+
+class Turned(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        return torch.fft.fft(x)
+
+
+def test_complex_inputs_and_outputs_are_refused() -> None:
+    with pytest.raises(ExportError, match="Output 'output' is complex") as caught:
+        export_module(Turned(), torch.randn(2, 4))
+    assert caught.value.code == "EXPORT_OUTPUTS"
+    with pytest.raises(ExportError, match="input 'x' is complex") as caught:
+        export_module(Turned(), torch.randn(2, 4, dtype=torch.complex64))
+    assert caught.value.code == "EXPORT_INPUTS"
