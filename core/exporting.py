@@ -6,7 +6,7 @@ This is the orchestration: the exporter, which has torch, is handed sessions of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,7 +73,8 @@ def export(
     if output is not None:
         need_folder(Path(output))
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".onnx":
-        return _upgraded(Path(source), opset, output, seed, options.get("tell", _silent))
+        given = {"example_inputs": example_inputs, "dynamic": dynamic, **options}
+        return _upgraded(Path(source), opset, output, seed, given)
     import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
 
     place, tell = None if output is None else Path(output), options.pop("tell", _silent)
@@ -109,11 +110,13 @@ def _silent(_text: str) -> None:
 
 
 def _upgraded(
-    path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int, tell: Callable[[str], object]
+    path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int, given: dict[str, Any]
 ) -> Artifact:
-    from burnish.upgrading import upgrade
+    from burnish.upgrading import need_no_more, upgrade
 
-    made = upgrade(path, opset, seed=seed, tell=tell)
+    tell, ranges = given.pop("tell", _silent), given.pop("ranges", None)
+    need_no_more(path, given)
+    made = upgrade(path, opset, seed=seed, ranges=ranges, tell=tell)
     return made if output is None else write(made, Path(output))
 
 

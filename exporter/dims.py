@@ -155,10 +155,10 @@ def _read(spec: DimSpec) -> tuple[str, DimRange, bool]:
     if isinstance(spec, Assumed):
         return spec.name, DimRange(spec.min, spec.max), False
     if isinstance(spec, tuple) and len(spec) == 3 and isinstance(spec[0], str) and _are_sizes(*spec[1:]):
-        return spec[0], _range(*spec), True
+        return spec[0], read_range(*spec), True
     if hasattr(spec, "__name__") and hasattr(spec, "min") and not hasattr(spec, "root"):
         bounded = spec.min > 1 or spec.max < _UNBOUNDED
-        return spec.__name__, _range(spec.__name__, max(1, spec.min), spec.max), bounded
+        return spec.__name__, read_range(spec.__name__, max(1, spec.min), spec.max), bounded
     raise _bad(
         f"Cannot take a dynamic dim from {spec!r}.",
         "Give a name, (name, min, max), or a torch.export.Dim with a name of its own.",
@@ -169,7 +169,12 @@ def _are_sizes(low: object, high: object) -> bool:
     return isinstance(low, int) and (high is None or isinstance(high, int))
 
 
-def _range(name: str, low: int, high: int | None) -> DimRange:
+def read_range(name: str, low: int, high: int | None) -> DimRange:
+    """The range of a dim.
+
+    Raises:
+        ExportError: no dim can have it (EXPORT_DYNAMIC).
+    """
     low = int(low)
     top = None if high is None or high >= _UNBOUNDED else int(high)
     if low < 0 or (top is not None and top <= low):
@@ -182,7 +187,7 @@ def _range(name: str, low: int, high: int | None) -> DimRange:
 
 def _agree(name: str, axes: Sequence[Axis], override: tuple[int, int | None] | None) -> tuple[DimRange, bool]:
     if override is not None:
-        return _range(name, *override), True
+        return read_range(name, *override), True
     promised = {axis.allowed for axis in axes if axis.name == name and axis.promised}
     if len(promised) > 1:
         raise _bad(f"Dim {name!r} has two ranges.", "Give it the same range everywhere.")
