@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
+import tempfile
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 from burnish.exporter.needs import torch
@@ -23,8 +24,7 @@ def quiet() -> Iterator[None]:
     What the module itself prints does not either: stdout may carry JSON. The empty folder for compiled
     kernels that torch makes among temporary files whenever it traces does not stay.
     """
-    caches = _cache_folder()
-    made = caches is not None and not os.path.lexists(caches)
+    before = _cache_folders()
     handlers = {
         handler
         for name in list(logging.root.manager.loggerDict)
@@ -43,19 +43,16 @@ def quiet() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        if made and caches is not None:
-            with contextlib.suppress(OSError):  # not there, or somebody's kernels are in it by now
-                os.rmdir(caches)
+        for folder in _cache_folders() - before:
+            with contextlib.suppress(OSError):  # gone already, or somebody's kernels are in it by now
+                folder.rmdir()
         for handler in handlers:
             handler.removeFilter(_silence)
 
 
-def _cache_folder() -> str | None:
-    """The folder that torch makes for compiled kernels, where nobody has said another."""
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
-
-    path: str = default_cache_dir()
-    return path if os.environ.get("TORCHINDUCTOR_CACHE_DIR", path) == path else None
+def _cache_folders() -> set[Path]:
+    """The folders for compiled kernels among temporary files; asking torch for its own would make it."""
+    return set(Path(tempfile.gettempdir()).glob("torchinductor_*"))
 
 
 def _silence(_record: logging.LogRecord) -> bool:

@@ -148,7 +148,8 @@ def _rows(manifest: Manifest, before: str) -> Iterator[tuple[str, str]]:
         if receipt.max_abs_error is not None:
             yield "nodes", str(receipt.nodes_after)
             where = _sizes(receipt.assignments)
-            yield "largest error", f"{receipt.max_abs_error:.1e} against {before}, at {where}"
+            judge = before if receipt.step == "export" else "the model before"
+            yield "largest error", f"{receipt.max_abs_error:.1e} against {judge}, at {where}"
         for note in receipt.notes:
             yield "decoded" if receipt.step == "decode" else "note", note
 

@@ -1,9 +1,9 @@
 """`burnish.export` and `burnish export`, from a source to files that run."""
 
 import json
+import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -172,10 +172,15 @@ def test_bfloat16_modules_of_a_callable_get_inputs_of_their_new_type(here: Path)
     assert "converted from bfloat16 to float32" in " ".join(done.stdout.split())
 
 
-def test_no_temporary_file_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_temporary_file_stays(here: Path) -> None:
     folder = here / "temporary"
     folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    assert run("command_models:build", "-o", "net.onnx").exit_code == 0
+    known = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from burnish.cli import main; main()", "export", "command_models:build",
+         "-o", "net.onnx", "--json"],
+        env=known | {"TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output"] == "net.onnx", "what the module prints is not on stdout"
     assert list(folder.iterdir()) == []
