@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
@@ -17,6 +17,8 @@ from burnish.exporter.quiet import quiet
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
 from burnish.exporter.values import copies, tensors
 from burnish.manifest import DimRange
+
+_AGAIN: Final = "The program was traced so: trace it again, with that dim in dynamic_shapes."
 
 
 @final
@@ -62,7 +64,7 @@ def capture(
         return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
     except ExportError as error:
         if program is not None:
-            raise
+            raise ExportError(error.what, _AGAIN, code=error.code) from error
         raise explain(error, _trace(module, named, shapes), _places(axes)) from None
     except Exception as error:
         failure = typed(error, axes, module)

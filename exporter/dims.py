@@ -187,6 +187,8 @@ def read_range(name: str, low: int, high: int | None) -> DimRange:
 
 def _agree(name: str, axes: Sequence[Axis], override: tuple[int, int | None] | None) -> tuple[DimRange, bool]:
     if override is not None:
+        if not isinstance(override, (tuple, list)) or len(override) != 2 or not _are_sizes(*override):
+            raise _bad(f"Cannot take the range of {name!r} from {override!r}.", "Give (min, max).")
         return read_range(name, *override), True
     promised = {axis.allowed for axis in axes if axis.name == name and axis.promised}
     if len(promised) > 1:

@@ -12,12 +12,11 @@ from typing import Final
 import numpy as np
 
 from burnish.difference import Difference, worst
-from burnish.dim_sums import parts_of
 from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.exporter.lattice import lattice
 from burnish.exporter.padding import padding_cleared
 from burnish.exporter.torch_export import Exported
-from burnish.feeds import Assignment, dynamic_dims, make_feeds
+from burnish.feeds import Assignment, dynamic_dims, make_feeds, sizes_of
 from burnish.manifest import DimRange, Receipt
 from burnish.model import node_count
 from burnish.passes.base import Numerics
@@ -91,22 +90,13 @@ def _all_assignments(exported: Exported) -> Iterator[Assignment]:
     """The lattice; where the module fails, multiples of the example sizes, for dims with a step."""
     specs, dims = exported.signature.inputs, exported.signature.dims
     names = dynamic_dims(specs)
-    example = _example_sizes(exported)
+    example = sizes_of(specs, exported.example)
     steps = [
         {name: _within(example[name] * factor, dims.get(name)) for name in names} for factor in (1, 2, 3, 4)
     ]
     usual = lattice(specs, dims, exported.parameters)
     yield from usual
     yield from (each for index, each in enumerate(steps) if each not in usual and each not in steps[:index])
-
-
-def _example_sizes(exported: Exported) -> Assignment:
-    return {
-        dim: exported.example[spec.name].shape[axis]
-        for spec in exported.signature.inputs
-        for axis, dim in enumerate(spec.shape or ())
-        if isinstance(dim, str) and not parts_of(dim)
-    }
 
 
 def _within(size: int, allowed: DimRange | None) -> int:

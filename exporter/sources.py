@@ -53,6 +53,7 @@ def resolve(
 
         inputs = read_inputs(Path(inputs))
     if not isinstance(source, (str, os.PathLike)):
+        _need_no_task(task)
         return _module(source, inputs)
     text = os.fspath(source)
     path = Path(text)
@@ -74,8 +75,7 @@ def resolve(
             _only_generation(task)
             return gguf_source(path, last_logits_only=last_logits_only)
     if _CALLABLE.fullmatch(text):
-        if task is not None:
-            raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
+        _need_no_task(task)
         return _from_callable(text, adopt)
     raise _unknown(text, path)
 
@@ -88,6 +88,11 @@ def _need_pickle(path: Path) -> None:
             "Leave the inputs out; they go with a module, a program or a .pt file.",
             code="EXPORT_INPUTS",
         )
+
+
+def _need_no_task(task: str | None) -> None:
+    if task is not None:
+        raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
 
 
 def _only_generation(task: str | None) -> None:

@@ -148,7 +148,8 @@ def test_what_a_callable_prints_is_not_on_stdout(capsys: pytest.CaptureFixture[s
 
 
 def test_task_needs_a_folder() -> None:
-    assert code_of("my_models:build", task="feature-extraction")[0] == "EXPORT_SOURCE"
+    for source in ("my_models:build", torch.nn.Linear(3, 2)):
+        assert code_of(source, task="feature-extraction")[0] == "EXPORT_SOURCE"
 
 
 def test_a_module_that_needs_torch_says_how_to_get_it() -> None:

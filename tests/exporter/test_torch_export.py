@@ -17,7 +17,7 @@ from burnish.errors import ExportError
 from burnish.exporter.parity import check_parity
 from burnish.exporter.torch_export import Exported, export_module
 from burnish.manifest import DimRange
-from burnish.model import to_bytes
+from burnish.model import signature, to_bytes
 from burnish.provenance import origins
 from burnish.runtime.reference import Reference
 
@@ -215,6 +215,8 @@ def test_bfloat16_runs_through_the_reference() -> None:
 def test_expression_dims_speak_of_the_given_names() -> None:
     exported = export_module(Seeded(lambda x: x.flatten()), (torch.ones(3, 4),), dynamic={"x": {0: "rows"}})
     assert exported.signature.outputs[0].shape == ("4*rows",)
+    assert exported.signature.dims == {"rows": DimRange(1)}, "4*rows follows from it, and has no range"
+    assert signature(exported.model, exported.signature).dims == {"rows": DimRange(1)}
     assert equal(exported, {"x": np.ones((5, 4), np.float32)})
 
 
