@@ -61,7 +61,8 @@ def capture(
     try:
         with quiet(), masks_as_given():
             translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
-        return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
+        symbols, ranges, notes = kept_dims(translated, axes, list(tensors(named)))
+        return translated, Dims(symbols, ranges, notes + _changed(translated))
     except ExportError as error:
         if program is not None:
             raise ExportError(error.what, _AGAIN, code=error.code) from error
@@ -92,6 +93,14 @@ def _fixed(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], ops
             prefer_deferred_runtime_asserts_over_guards=True,
         )  # fmt: skip
         return translate(traced, opset)
+
+
+def _changed(translated: Any) -> list[str]:
+    """What is to be said of buffers that the module changes, which a graph cannot do."""
+    changed = getattr(translated.exported_program.graph_signature, "buffers_to_mutate", {})
+    return [
+        f"buffer {name!r} is changed by the module; the graph has it as it was" for name in changed.values()
+    ]
 
 
 def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:

@@ -141,8 +141,9 @@ def _need_repeatable(
         return
     drawn = [node for node in exported.model.graph.all_nodes() if node.op_type in _RANDOM]
     where = next((str(origin) for node in drawn for origin in origins(node.metadata_props)), "")
+    why = f": it draws random numbers{where}" if where else ""
     raise ExportError(
-        f"The module gives another {apart.name!r} each time it runs on the same inputs{where}.",
+        f"The module gives another {apart.name!r} each time it runs on the same inputs{why}.",
         "Draw random numbers outside the module and pass them in; let forward change nothing that it reads.",
         code="EXPORT_RANDOM",
     )

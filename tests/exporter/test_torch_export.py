@@ -333,3 +333,18 @@ def test_complex_inputs_and_outputs_are_refused() -> None:
     with pytest.raises(ExportError, match="input 'x' is complex") as caught:
         export_module(Turned(), torch.randn(2, 4, dtype=torch.complex64))
     assert caught.value.code == "EXPORT_INPUTS"
+
+
+class Counter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return x * 2
+
+
+def test_buffers_that_the_module_changes_are_noted() -> None:
+    exported = export_module(torch.nn.Sequential(Counter()), torch.ones(2, 3))
+    assert "buffer '0.calls' is changed by the module; the graph has it as it was" in exported.notes
