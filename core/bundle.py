@@ -11,7 +11,7 @@ Each part is an artifact like any other: open `FOLDER/decoder` to optimise or ru
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Self, final
 
@@ -30,6 +30,18 @@ from burnish.artifact import (
 from burnish.errors import ArtifactError, OutputError, shown
 from burnish.files import staged_folder, write_file
 from burnish.manifest import FileRecord, Manifest, encode
+
+
+def need_folder_for(parts: Iterable[str], output: Path) -> None:
+    """Refuse a plain `.onnx` as the place of several models.
+
+    Raises:
+        OutputError: OUTPUT_PATH.
+    """
+    if output.suffix == ".onnx":
+        raise OutputError(
+            f"'{shown(output)}' is one file, but the model has parts: {', '.join(parts)}.", "Give a folder."
+        )
 
 
 @final
@@ -73,11 +85,7 @@ class Bundle:
             ArtifactError: an attachment cannot be read (ARTIFACT_MISSING).
         """
         target = Path(path)
-        if target.suffix == ".onnx":
-            raise OutputError(
-                f"'{shown(target)}' is one file, but the model has parts: {', '.join(self.parts)}.",
-                "Give a folder.",
-            )
+        need_folder_for(self.parts, target)
         records: dict[str, FileRecord] = {}
         with staged_folder(target, owned=owned_files(target)) as stage:
             for name, part in self.parts.items():

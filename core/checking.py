@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.difference import Difference, worst
-from burnish.errors import ModelError
+from burnish.errors import ModelError, OutputError
 from burnish.fallback_sizes import fallback_sizes
 from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds
 from burnish.kv_cache import Case, InPlace
@@ -228,7 +228,11 @@ def _outputs(
 
 
 class model_file:  # noqa: N801 - a context manager, named as one
-    """A model as onnxruntime takes it: bytes, or a temporary file where the weights pass 1.5 GB."""
+    """A model as onnxruntime takes it: bytes, or a temporary file where the weights pass 1.5 GB.
+
+    Raises:
+        OutputError: there is no room for that file (DISK_FULL).
+    """
 
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -239,7 +243,15 @@ class model_file:  # noqa: N801 - a context manager, named as one
             return to_bytes(self._model)
         self._folder = tempfile.TemporaryDirectory(prefix="burnish-")
         path = Path(self._folder.name) / "model.onnx"
-        ir.save(self._model, path, external_data="model.onnx.data")
+        try:
+            ir.save(self._model, path, external_data="model.onnx.data")
+        except OSError as error:
+            self._folder.cleanup()
+            raise OutputError(
+                f"No room for a temporary copy of the model in '{path.parent.parent}': {error.strerror}.",
+                "Free disk space there, or point TMPDIR to a place with room for its weights.",
+                code="DISK_FULL",
+            ) from error
         return path
 
     def __exit__(self, *_: object) -> None:

@@ -13,9 +13,17 @@ from typing import Final
 _SUM: Final = re.compile(r"\w+(?: \+ \w+)+")
 
 
+_COMPUTED: Final = re.compile(r"[*/()+]|\d -|- \d")
+
+
 def parts_of(dim: str) -> tuple[str, ...]:
     """The terms of a sum (names, and numbers as text); a plain name has none."""
     return tuple(dim.split(" + ")) if _SUM.fullmatch(dim) else ()
+
+
+def is_name(dim: str) -> bool:
+    """True for a name or a sum; False for what is computed otherwise, such as `2*height` or `n//4`."""
+    return not _COMPUTED.search(dim) or bool(parts_of(dim))
 
 
 def names_of(dim: str) -> tuple[str, ...]:

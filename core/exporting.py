@@ -6,14 +6,14 @@ This is the orchestration: the exporter, which has torch, is handed sessions of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from burnish.artifact import Artifact
-from burnish.bundle import Bundle
+from burnish.bundle import Bundle, need_folder_for
 from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.keeping import check_weights, keep_weights
 from burnish.manifest import Manifest
@@ -74,7 +74,8 @@ def export(
     if output is not None:
         need_folder(Path(output))
     if isinstance(source, (str, os.PathLike)) and Path(source).suffix.lower() == ".onnx":
-        return _upgraded(Path(source), opset, output, seed, options.get("tell", _silent))
+        given = {"example_inputs": example_inputs, "dynamic": dynamic, **options}
+        return _upgraded(Path(source), opset, output, seed, given)
     import burnish.exporter.needs  # noqa: F401 - says what is missing before any work is done
 
     place, tell = None if output is None else Path(output), options.pop("tell", _silent)
@@ -110,11 +111,13 @@ def _silent(_text: str) -> None:
 
 
 def _upgraded(
-    path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int, tell: Callable[[str], object]
+    path: Path, opset: int, output: str | os.PathLike[str] | None, seed: int, given: dict[str, Any]
 ) -> Artifact:
-    from burnish.upgrading import upgrade
+    from burnish.upgrading import need_no_more, upgrade
 
-    made = upgrade(path, opset, seed=seed, tell=tell)
+    tell, ranges = given.pop("tell", _silent), given.pop("ranges", None)
+    need_no_more(path, given)
+    made = upgrade(path, opset, seed=seed, ranges=ranges, tell=tell)
     return made if output is None else write(made, Path(output))
 
 
@@ -216,6 +219,8 @@ def _several(
     from burnish.exporter.encoder_decoder import DECODER, ENCODER
 
     check_weights(weights, None)
+    if stage.output is not None:
+        need_folder_for(source.parts, stage.output)
     parts: dict[str, Artifact] = {}
     graphs: dict[str, Graph] = {}
     for name, part in source.parts.items():

@@ -140,6 +140,12 @@ def shape_at(spec: TensorSpec, assignment: Mapping[str, int]) -> tuple[int, ...]
     return tuple(n if isinstance(n, int) else _size(n, spec, assignment) for n in _dim_names(spec))
 
 
+def sizes_of(specs: Sequence[TensorSpec], feeds: Mapping[str, np.ndarray]) -> Assignment:
+    """The sizes of the dynamic dims in those inputs; what is a sum of others follows from them."""
+    pairs = (pair for spec in specs for pair in zip(_dim_names(spec), feeds[spec.name].shape, strict=False))
+    return {dim: size for dim, size in pairs if isinstance(dim, str) and not parts_of(dim)}
+
+
 def _size(dim: str, spec: TensorSpec, assignment: Mapping[str, int]) -> int:
     size = size_of(dim, assignment)
     if size is None:

@@ -110,6 +110,17 @@ def staged_folder(path: str | Path, *, owned: Container[str] = ()) -> Iterator[P
         _discard(temp)
 
 
+def need_place(path: str | Path, *, folder: bool, owned: Container[str] = ()) -> None:
+    """Refuse at once what `write_file` or `staged_folder` would refuse after the work is done.
+
+    Raises:
+        OutputError: OUTPUT_PATH.
+    """
+    target = _target(path, folder=folder)
+    if folder:
+        _check_owned(target, owned)
+
+
 @contextlib.contextmanager
 def scratch_folder(beside: str | Path) -> Iterator[Path]:
     """A folder beside an output for large files on the way to it; removed at the end of the block.

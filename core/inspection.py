@@ -59,8 +59,8 @@ def describe(model: str | Path) -> dict[str, Any]:
 def macs_by_node(model: ir.Model, interface: Manifest) -> tuple[dict[ir.Node, int] | None, str]:
     """Multiply-accumulates of the nodes of the main graph, and at which sizes, or why there are none.
 
-    Counted at one typical input (batch 1, other dynamic dims 128) by running the model and reading the
-    shapes of what `burnish.macs` knows; None where the model does not run on random inputs.
+    Counted at one typical input (batch 1, other dynamic dims 128, as far as their ranges allow) by running
+    the model and reading the shapes of what `burnish.macs` knows; None where it does not run on them.
     """
     heavy = [node for node in model.graph if is_counted(node)]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -74,13 +74,14 @@ def macs_by_node(model: ir.Model, interface: Manifest) -> tuple[dict[ir.Node, in
             elif number < 3:
                 inner[value.name] = None
     try:
-        arrays = Workbench(interface, TARGETS["cpu"]).probe(model, sorted(inner))
+        sizes, arrays = Workbench(interface, TARGETS["cpu"]).probe_at(model, sorted(inner))
     except BurnishError as error:
         return None, f"(not counted: {error.what})"
     shapes |= {name: array.shape for name, array in arrays.items()}
     found = {node: macs_of(node, shapes) for node in heavy}
     counted = {node: macs for node, macs in found.items() if macs is not None}
-    return counted, f"at batch 1, other dynamic dims 128{_uncounted(model, counted)}"
+    where = ", ".join(f"{name} {size}" for name, size in sizes.items()) or "its fixed sizes"
+    return counted, f"at {where}{_uncounted(model, counted)}"
 
 
 def _uncounted(model: ir.Model, counted: Mapping[ir.Node, int]) -> str:

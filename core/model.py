@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, EncodeError
 
-from burnish.dim_sums import names_of
+from burnish.dim_sums import is_name, names_of
 from burnish.errors import ModelError, shown
 from burnish.files import Data, write_together
 from burnish.graph_check import validate
@@ -116,12 +116,14 @@ def signature(model: ir.Model, known: Manifest | None = None) -> Manifest:
     """What goes in and out of a model, as a fresh manifest.
 
     What `known` (the manifest the model came with) says of an input's meaning and of the dims is kept;
-    otherwise the meaning is read from names and from the embedding table that an input indexes.
+    otherwise the meaning is read from names and from the embedding table that an input indexes. Dims of
+    outputs that are computed from others (`2*height`) have no range of their own.
     """
     inputs = tuple(_input(value, known) for value in model.graph.inputs if not value.is_initializer())
     outputs = tuple(_spec(value) for value in model.graph.outputs)
-    found = {dim for spec in (*inputs, *outputs) for dim in spec.shape or () if isinstance(dim, str)}
-    used = {name for dim in found for name in names_of(dim)}
+    free = {dim for spec in inputs for dim in spec.shape or () if isinstance(dim, str)}
+    made = {dim for spec in outputs for dim in spec.shape or () if isinstance(dim, str)}
+    used = {name for dim in free | set(filter(is_name, made)) for name in names_of(dim)}
     dims = {name: range_ for name, range_ in (known.dims if known else {}).items() if name in used}
     return Manifest(
         inputs=inputs,

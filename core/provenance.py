@@ -44,6 +44,11 @@ class Origin:
     source: str = ""
     """`package/file.py:LINE in FUNCTION`, never a path of the machine that exported."""
 
+    def __str__(self) -> str:
+        """` in block.0 (Block) at file.py:4 in forward`, as much of it as is known, for messages."""
+        part = f"{self.module} ({self.kind})" if self.module and self.kind else self.module or self.kind
+        return (f" in {part}" if part else "") + (f" at {self.source}" if self.source else "")
+
 
 def origins(metadata: Mapping[str, str]) -> tuple[Origin, ...]:
     """The origins that a node's metadata lists; none where nothing is known."""

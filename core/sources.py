@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeGuard, final
 
-from burnish.artifact import Artifact
+from burnish.artifact import Artifact, owned_files
 from burnish.errors import ArtifactError, OutputError, shown
+from burnish.files import need_place
 from burnish.manifest import Manifest
 from burnish.model import copy_model, signature
 
@@ -119,10 +120,11 @@ def need_output(given: ModelLike, output: object) -> None:
 
 
 def need_folder(output: Path) -> None:
-    """The folder that `output` is to be in must be there, before minutes of work are spent on it.
+    """It must be possible to write `output`, before minutes of work are spent on it.
 
     Raises:
-        OutputError: it is missing or not writable (OUTPUT_PATH).
+        OutputError: its folder is missing or not writable; it is something else than what is to be written,
+            or a folder that holds files of others (OUTPUT_PATH).
     """
     folder = output.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -132,6 +134,8 @@ def need_folder(output: Path) -> None:
             "Choose a path in an existing folder that you may write to.",
             code="OUTPUT_PATH",
         )
+    plain = output.suffix == ".onnx"
+    need_place(output, folder=not plain, owned=() if plain else owned_files(output))
 
 
 def _is_proto(given: ModelLike) -> TypeGuard[onnx.ModelProto]:

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from burnish.checking import model_file
 from burnish.errors import ModelError
-from burnish.feeds import assignments, make_feeds, typical_sizes
+from burnish.feeds import Assignment, assignments, make_feeds, sizes_of, typical_sizes
 from burnish.kv_cache import InPlace
 from burnish.manifest import Manifest
 from burnish.model import expose, signature, to_bytes
@@ -93,11 +93,15 @@ class Workbench:
         Raises:
             ModelError: the model runs at none of the sizes that were tried.
         """
+        return self.probe_at(model, names)[1]
+
+    def probe_at(self, model: ir.Model, names: Sequence[str]) -> tuple[Assignment, Arrays]:
+        """The same, and the sizes of the dynamic dims in that input."""
         with model_file(expose(model, names)) as source:
             reference = Reference(source)
             for feeds in self._fitting(model, self.typical_feeds()):
                 try:
-                    return reference(feeds, names)
+                    return sizes_of(self._interface.inputs, feeds), reference(feeds, names)
                 except ModelError as error:
                     failure = error
         raise failure

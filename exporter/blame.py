@@ -6,7 +6,10 @@ its module and line. Where tracing fails, the module's own code is on the stack.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import linecache
+import logging
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +18,12 @@ from typing import Any, Final
 
 from burnish.exporter.needs import torch
 from burnish.exporter.origins import source_of
+from burnish.provenance import Origin
 
 _TORCH: Final = str(Path(torch.__file__).parent)
 _OWN: Final = str(Path(__file__).parent)
+_PYTHON: Final = (str(Path(logging.__file__).parent), contextlib.__file__, functools.__file__)
+_TRACED_BY: Final = str(Path(__file__).with_name("capture.py"))  # what called that knows no module
 
 
 def place_of(error: BaseException, module: Any = None) -> str:
@@ -32,6 +38,15 @@ def place_of(error: BaseException, module: Any = None) -> str:
         if found := _of_node(frames) or _of_frames(frames, module):
             return found
     return ""
+
+
+def place_on_stack(frame: FrameType | None, module: Any = None) -> str:
+    """The same of a module that is being traced now: `frame` is the innermost of the stack."""
+    frames = []
+    while frame is not None and frame.f_code.co_filename != _TRACED_BY:
+        frames.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return _of_frames(frames[::-1], module)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -49,7 +64,7 @@ def _of_node(frames: list[tuple[FrameType, int]]) -> str:
         return ""
     stack = node.meta.get("nn_module_stack") or {}
     path, kind = list(stack.values())[-1] if stack else ("", "")
-    return _said(str(path), str(kind).rpartition(".")[2], source_of(node.meta.get("stack_trace") or ""))
+    return str(Origin(str(path), str(kind).rpartition(".")[2], source_of(node.meta.get("stack_trace") or "")))
 
 
 def _values(frame: FrameType) -> Iterator[Any]:
@@ -59,22 +74,19 @@ def _values(frame: FrameType) -> Iterator[Any]:
 def _of_frames(frames: list[tuple[FrameType, int]], module: Any) -> str:
     """The innermost line that is not torch's, and the innermost module that was running."""
     paths = {id(part): name for name, part in module.named_modules()} if module is not None else {}
+    running = [part for frame, _ in frames if id(part := frame.f_locals.get("self")) in paths]
     own = [(frame, line) for frame, line in frames if not _is_torch(frame)]
-    running = [part for frame, _ in own if id(part := frame.f_locals.get("self")) in paths]
-    if not own:
-        return ""
-    frame, line = own[-1]
+    where = _line(*own[-1]) if own else ""
+    if not running:
+        return str(Origin("", "", where))
+    return str(Origin(paths[id(running[-1])], type(running[-1]).__name__, where))
+
+
+def _line(frame: FrameType, line: int) -> str:
     code = linecache.getline(frame.f_code.co_filename, line).strip()
     where = f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
-    part = running[-1] if running else None
-    path = paths[id(part)] if part is not None else ""
-    return _said(path, type(part).__name__ if part is not None else "", f"{where}: {code}" if code else where)
+    return f"{where}: {code}" if code else where
 
 
 def _is_torch(frame: FrameType) -> bool:
-    return frame.f_code.co_filename.startswith((_TORCH, _OWN, "<"))
-
-
-def _said(path: str, kind: str, line: str) -> str:
-    part = f"{path} ({kind})" if path and kind else path or kind
-    return (f" in {part}" if part else "") + (f" at {line}" if line else "")
+    return frame.f_code.co_filename.startswith((_TORCH, _OWN, *_PYTHON, "<"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Final, final
 
 from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
@@ -18,6 +18,8 @@ from burnish.exporter.traceable import traceable
 from burnish.exporter.translations import translations
 from burnish.exporter.values import copies, tensors
 from burnish.manifest import DimRange
+
+_AGAIN: Final = "The program was traced so: trace it again, with that dim in dynamic_shapes."
 
 
 @final
@@ -60,10 +62,11 @@ def capture(
     try:
         with quiet(), traceable():
             translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
-        return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
+        symbols, ranges, notes = kept_dims(translated, axes, list(tensors(named)))
+        return translated, Dims(symbols, ranges, notes + _changed(translated))
     except ExportError as error:
         if program is not None:
-            raise
+            raise ExportError(error.what, _AGAIN, code=error.code) from error
         raise explain(error, _trace(module, named, shapes), _places(axes)) from None
     except Exception as error:
         failure = typed(error, axes, module)
@@ -93,6 +96,14 @@ def _fixed(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], ops
         return translate(traced, opset)
 
 
+def _changed(translated: Any) -> list[str]:
+    """What is to be said of buffers that the module changes, which a graph cannot do."""
+    changed = getattr(translated.exported_program.graph_signature, "buffers_to_mutate", {})
+    return [
+        f"buffer {name!r} is changed by the module; the graph has it as it was" for name in changed.values()
+    ]
+
+
 def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
     dims = {
         a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes if not a.parts
@@ -111,6 +122,6 @@ def _places(axes: Sequence[Axis]) -> dict[str, str]:
 
 def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
     """Trace once more, only to hear which conditions torch adds and where."""
-    with quiet(), traceable(), reasons() as guards, contextlib.suppress(Exception):
+    with quiet(), traceable(), reasons(module) as guards, contextlib.suppress(Exception):
         torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
     return guards

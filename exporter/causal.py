@@ -19,7 +19,7 @@ from typing import Any, Final
 from burnish.errors import ExportError
 from burnish.exporter.cache import Layout, Slot, layout_of
 from burnish.exporter.dims import Assumed, DimSpec
-from burnish.exporter.example_inputs import BATCH, longest, run
+from burnish.exporter.example_inputs import BATCH, longest, need_run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import torch
 from burnish.exporter.source import TorchSource
@@ -61,7 +61,7 @@ def find_layout(model: Any) -> Layout:
     """
     name = _cache_of(model)
     ids = torch.arange(BATCH * 3).reshape(BATCH, 3) % model.config.get_text_config().vocab_size
-    found = run(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True})
+    found = need_run(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": True})
     return layout_of(getattr(found, name, None), type(model).__name__)
 
 

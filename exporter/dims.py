@@ -65,11 +65,7 @@ def read_axes(
     Raises:
         ExportError: no such input, axis or dim; or a name, range or size that cannot be (EXPORT_DYNAMIC).
     """
-    axes = [
-        _axis(name, index, spec, shapes)
-        for name, specs in (dynamic or {}).items()
-        for index, spec in specs.items()
-    ]
+    axes = [_axis(name, index, spec, shapes) for name, index, spec in _asked(dynamic or {})]
     known = dict.fromkeys(axis.name for axis in axes if not axis.parts)
     _need_parts(axes, known)
     for name in ranges or {}:
@@ -120,6 +116,20 @@ def _sums(axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, int]:
     return {axis.name: size_of(axis.name, sizes) or 0 for axis in axes}
 
 
+def _asked(dynamic: Any) -> Iterator[tuple[str, int, DimSpec]]:
+    """Input, axis and dim of every axis that is asked for; what is no such mapping is refused."""
+    for name, specs in dynamic.items() if isinstance(dynamic, Mapping) else [("", dynamic)]:
+        if not isinstance(specs, Mapping):
+            raise _bad(
+                f"Cannot take dynamic dims{f' of {name!r}' if name else ''} from {specs!r}.",
+                'Give the axes of each input: {"input_ids": {0: "batch", 1: "sequence"}}.',
+            )
+        for index, spec in specs.items():
+            if not isinstance(index, int):
+                raise _bad(f"Input {name!r} has no axis {index!r}.", "Axes are numbers, counted from 0.")
+            yield name, index, spec
+
+
 def _need_parts(axes: Sequence[Axis], known: Mapping[str, object]) -> None:
     for axis in axes:
         unknown = [name for name in names_of(axis.name) if axis.parts and name not in known]
@@ -144,18 +154,27 @@ def _read(spec: DimSpec) -> tuple[str, DimRange, bool]:
         return spec, DimRange(), False
     if isinstance(spec, Assumed):
         return spec.name, DimRange(spec.min, spec.max), False
-    if isinstance(spec, tuple) and len(spec) == 3 and isinstance(spec[0], str):
-        return spec[0], _range(*spec), True
+    if isinstance(spec, tuple) and len(spec) == 3 and isinstance(spec[0], str) and _are_sizes(*spec[1:]):
+        return spec[0], read_range(*spec), True
     if hasattr(spec, "__name__") and hasattr(spec, "min") and not hasattr(spec, "root"):
         bounded = spec.min > 1 or spec.max < _UNBOUNDED
-        return spec.__name__, _range(spec.__name__, max(1, spec.min), spec.max), bounded
+        return spec.__name__, read_range(spec.__name__, max(1, spec.min), spec.max), bounded
     raise _bad(
         f"Cannot take a dynamic dim from {spec!r}.",
         "Give a name, (name, min, max), or a torch.export.Dim with a name of its own.",
     )
 
 
-def _range(name: str, low: int, high: int | None) -> DimRange:
+def _are_sizes(low: object, high: object) -> bool:
+    return isinstance(low, int) and (high is None or isinstance(high, int))
+
+
+def read_range(name: str, low: int, high: int | None) -> DimRange:
+    """The range of a dim.
+
+    Raises:
+        ExportError: no dim can have it (EXPORT_DYNAMIC).
+    """
     low = int(low)
     top = None if high is None or high >= _UNBOUNDED else int(high)
     if low < 0 or (top is not None and top <= low):
@@ -168,7 +187,9 @@ def _range(name: str, low: int, high: int | None) -> DimRange:
 
 def _agree(name: str, axes: Sequence[Axis], override: tuple[int, int | None] | None) -> tuple[DimRange, bool]:
     if override is not None:
-        return _range(name, *override), True
+        if not isinstance(override, (tuple, list)) or len(override) != 2 or not _are_sizes(*override):
+            raise _bad(f"Cannot take the range of {name!r} from {override!r}.", "Give (min, max).")
+        return read_range(name, *override), True
     promised = {axis.allowed for axis in axes if axis.name == name and axis.promised}
     if len(promised) > 1:
         raise _bad(f"Dim {name!r} has two ranges.", "Give it the same range everywhere.")

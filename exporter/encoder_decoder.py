@@ -21,7 +21,7 @@ from burnish.errors import ExportError
 from burnish.exporter.cache import Layout, Slot, layout_of
 from burnish.exporter.causal import PAST, PRESENT, last_token, only_last, past_dims, past_examples, past_range
 from burnish.exporter.dims import Assumed, DimSpec
-from burnish.exporter.example_inputs import BATCH, Examples, longest, make_examples, run
+from burnish.exporter.example_inputs import BATCH, Examples, longest, make_examples, need_run, run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import need, torch
 from burnish.exporter.source import TorchParts, TorchSource
@@ -100,7 +100,7 @@ def _layouts(model: Any, examples: Examples, hidden: Any) -> tuple[Layout, Layou
         "decoder_input_ids": _start(model, BATCH),
         "use_cache": True,
     }
-    found = run(model, mask | given)
+    found = need_run(model, mask | given)
     cache: Any = getattr(found, PAST, None)
     name = type(model).__name__
     if not hasattr(cache, "cross_attention_cache"):
@@ -134,7 +134,7 @@ def _takes_several(model: Any, examples: Examples, hidden: Any) -> bool:
 
 
 def _hidden(model: Any, examples: Examples) -> Any:
-    return run(model.get_encoder(), _for_encoder(model, examples.inputs))[0]
+    return need_run(model.get_encoder(), _for_encoder(model, examples.inputs))[0]
 
 
 def _for_encoder(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, final
 
 from burnish.errors import ExportError
+from burnish.exporter.blame import place_of
 from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.failures import said
 from burnish.exporter.needs import torch
@@ -76,6 +77,22 @@ def run(model: Any, inputs: Mapping[str, Any]) -> Any:
     """The model's result in eval mode, without gradients or noise."""
     with evaluating(model), quiet():
         return model(**inputs)
+
+
+def need_run(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """The model's result, as `run` has it.
+
+    Raises:
+        ExportError: it fails on these inputs (EXPORT_INPUTS).
+    """
+    try:
+        return run(model, inputs)
+    except Exception as error:
+        raise ExportError(
+            f"{type(model).__name__} does not run: {said(error)}{place_of(error, model)}",
+            "Run it in transformers alone; its configuration may not fit its weights.",
+            code="EXPORT_INPUTS",
+        ) from error
 
 
 def longest(config: Any) -> int | None:

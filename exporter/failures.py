@@ -32,10 +32,15 @@ _ALTERNATIVES: Final = tuple(
             r"fft|stft|istft",
             "Use torch.stft with a fixed window, or compute the spectrum outside the module.",
         ),
+        (
+            r"median|nanmedian|kthvalue|mode|quantile",
+            "Sort and take the element there: x.sort(dim).values.select(dim, k), which ONNX has.",
+        ),
         (r"sparse|to_sparse|coalesce", "Make the tensor dense first: ONNX has no sparse computation."),
         (r"quantize|dequantize|fake_quant", "Export the float model and quantise it with burnish quantize."),
     )
 )
+_TRANSLATION: Final = re.compile(r"\baten_(\w+)")  # the function of onnxscript that gave up
 _RAISED_AT: Final = re.compile(r'File "([^"]+)", line (\d+), in (\w+)\n\s*(.+)')
 
 
@@ -71,9 +76,12 @@ def typed(error: Exception, axes: Sequence[Axis], module: Any = None) -> ExportE
             "Use the tensor's own shape there instead of a number, or leave the dim fixed.",
             code="EXPORT_SPECIALISED",
         )
+    name = _TRANSLATION.search(said(chain[-1]))
     return ExportError(
-        f"torch cannot export the module: {said(chain[-1])}{_raised_at(text) or place_of(error, module)}",
-        "Try torch.export.export on it alone; its message has the details.",
+        f"torch cannot export the module: {said(chain[-1])}{place_of(error, module) or _raised_at(text)}",
+        alternatives(name[1])
+        if name
+        else "Try torch.export.export on it alone; its message has the details.",
     )
 
 

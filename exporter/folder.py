@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from burnish.errors import ExportError
+from burnish.errors import ExportError, shown
 
 ATTACHED: Final = (
     "added_tokens.json", "config.json", "merges.txt", "sentencepiece.bpe.model", "special_tokens_map.json",
@@ -19,7 +19,9 @@ ATTACHED: Final = (
 )  # fmt: skip
 """Files that go into the artifact: what turns text into inputs, and class numbers into names."""
 
+_INDEX: Final = "model.safetensors.index.json"
 _CONFIG_LIMIT: Final = 2**20  # bytes; a config.json is a few kB
+_INDEX_LIMIT: Final = 2**27  # bytes; an index names every tensor, perhaps 100 thousand
 
 
 def attachments_of(folder: Path) -> dict[str, Path]:
@@ -27,15 +29,15 @@ def attachments_of(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in ATTACHED if (folder / name).is_file()}
 
 
-def read_json(path: Path) -> Any:
-    """A small JSON file of the folder.
+def read_json(path: Path, limit: int = _CONFIG_LIMIT) -> Any:
+    """A JSON file of the folder of at most `limit` bytes.
 
     Raises:
         ExportError: it is too large, or not JSON (EXPORT_SOURCE).
     """
     try:
-        if path.stat().st_size > _CONFIG_LIMIT:
-            raise _bad(f"{str(path)!r} is too large for a configuration.", "Check the file.")
+        if path.stat().st_size > limit:
+            raise _bad(f"{str(path)!r} is too large for what it is.", "Check the file.")
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _bad(f"{str(path)!r} is not JSON: {error}.", "Download it again.") from error
@@ -65,7 +67,10 @@ def need_weights(folder: Path, *, trust_code: bool = False) -> bool:
     Raises:
         ExportError: there are none (EXPORT_SOURCE), or only pickles (PICKLE_REFUSED).
     """
-    if any((folder / f"model.safetensors{end}").is_file() for end in ("", ".index.json")):
+    if (folder / "model.safetensors").is_file():
+        return False
+    if (folder / _INDEX).is_file():
+        _need_shards(folder)
         return False
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles and trust_code:
@@ -78,6 +83,22 @@ def need_weights(folder: Path, *, trust_code: bool = False) -> bool:
             code="PICKLE_REFUSED",
         )
     raise _bad(f"{str(folder)!r} has no model.safetensors.", "Download the weights too.")
+
+
+def _need_shards(folder: Path) -> None:
+    """Refuse an index whose files are missing, or outside the folder."""
+    found = read_json(folder / _INDEX, _INDEX_LIMIT)
+    places = found.get("weight_map") if isinstance(found, dict) else None
+    if not isinstance(places, dict) or not places:
+        raise _bad(f"{str(folder / _INDEX)!r} names no files of weights.", "Download it again.")
+    for name in sorted({str(place) for place in places.values()}):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise _bad(
+                f"{str(folder / _INDEX)!r} names {shown(name)!r}, which is outside the folder.",
+                "Look where the folder comes from; an index names files beside it.",
+            )
+        if not (folder / name).is_file():
+            raise _bad(f"{str(folder)!r} has no {shown(name)!r}, which its index names.", "Download it too.")
 
 
 def _bad(what: str, hint: str) -> ExportError:

@@ -15,6 +15,7 @@ from burnish.exporter.causal import causal_source
 from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.encoder_decoder import encoder_decoder_source
 from burnish.exporter.example_inputs import longest, make_examples, text_dims
+from burnish.exporter.failures import said
 from burnish.exporter.folder import attachments_of, need_weights, read_config
 from burnish.exporter.modules import plain
 from burnish.exporter.needs import need
@@ -103,31 +104,39 @@ def _within(module: Any, dims: Mapping[int, DimSpec]) -> dict[int, DimSpec]:
 def _load(loader: Any, folder: Path, trusted: Mapping[str, Any]) -> tuple[Any, tuple[str, ...]]:
     """The model and what is to be said of it; `trusted`: options that let it run code."""
     options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, **trusted}
-    module, missing = _from_pretrained(loader, folder, options)
-    if missing and all(name.startswith("pooler.") for name in missing):
+    module, info = _from_pretrained(loader, folder, options)
+    notes: tuple[str, ...] = ()
+    if info["missing_keys"] and all(name.startswith("pooler.") for name in info["missing_keys"]):
         # An encoder stored without its pooler: transformers would fill it with random numbers.
-        module, missing = _from_pretrained(loader, folder, options | {"add_pooling_layer": False})
-        if not missing:
-            return module, ("no pooler: its weights are not stored",)
-    if missing:
+        module, info = _from_pretrained(loader, folder, options | {"add_pooling_layer": False})
+        notes = ("no pooler: its weights are not stored",)
+    if missing := sorted(info["missing_keys"]):
         raise _bad(
-            f"The weights lack {', '.join(sorted(missing)[:3])} ({len(missing)} in all) of "
-            f"{type(module).__name__}.",
+            f"The weights lack {', '.join(missing[:3])} ({len(missing)} in all) of {type(module).__name__}.",
             "Ask for the task that the weights were made for.",
         )
-    return module, ()
+    if unused := sorted(info["unexpected_keys"]):
+        notes += (f"{len(unused)} stored weights are not used by {type(module).__name__}: {unused[0]} …",)
+    return module, notes
 
 
-def _from_pretrained(loader: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, frozenset[str]]:
+def _from_pretrained(loader: Any, folder: Path, options: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """The model and what transformers says of its weights: which are missing, and which unexpected."""
     try:
-        module, info = loader.from_pretrained(folder, output_loading_info=True, **options)
+        module, info = loader.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
     except Exception as error:
-        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise _bad(
-            f"transformers cannot load {str(folder)!r}: {first}",
+            f"transformers cannot load {str(folder)!r}: {said(error)}",
             "Check the folder with transformers alone.",
         ) from error
-    return module.eval(), frozenset(info["missing_keys"])
+    for name, stored, made in sorted(info["mismatched_keys"], key=str):
+        raise _bad(
+            f"The weight {name!r} in {str(folder)!r} is {list(stored)}, by config.json it is {list(made)}.",
+            "Give the config.json that belongs to the weights.",
+        )
+    return module.eval(), info
 
 
 def _tokenizer_inputs(folder: Path) -> list[str] | None:
@@ -138,7 +147,7 @@ def _tokenizer_inputs(folder: Path) -> list[str] | None:
         tokenizer = need("transformers").AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         raise _bad(
-            f"transformers cannot load the tokenizer of {str(folder)!r}: {error}",
+            f"transformers cannot load the tokenizer of {str(folder)!r}: {said(error)}",
             "Repair the tokenizer files, or remove them.",
         ) from error
     return list(tokenizer.model_input_names)

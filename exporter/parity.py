@@ -14,21 +14,24 @@ from typing import Final
 import numpy as np
 
 from burnish.difference import Difference, worst
-from burnish.dim_sums import parts_of
 from burnish.errors import BurnishError, ExportError, MismatchError
 from burnish.exporter.lattice import lattice
 from burnish.exporter.padding import padding_cleared
 from burnish.exporter.torch_export import Exported
-from burnish.feeds import Assignment, dynamic_dims, is_batch, make_feeds
-from burnish.manifest import DimRange, Manifest, Receipt
+from burnish.feeds import Assignment, dynamic_dims, is_batch, make_feeds, sizes_of
+from burnish.manifest import DimRange, Receipt
 from burnish.model import node_count
 from burnish.passes.base import Numerics
+from burnish.provenance import origins
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 _Arrays = dict[str, np.ndarray]
 
 _WANTED: Final = 4
+_RANDOM: Final = frozenset(
+    {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
 # The least precise floating type of the outputs says how far two ways of computing may drift apart.
 _TOLERANCES: Final = {"float16": 5e-3, "bfloat16": 4e-2}
 
@@ -49,7 +52,8 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
 
     Raises:
         MismatchError: an output differs by more, or the graph does not run (EXPORT_PARITY).
-        ExportError: the module itself runs at none of the sizes (EXPORT_REFERENCE).
+        ExportError: the module itself runs at none of the sizes (EXPORT_REFERENCE), or gives another result
+            each time (EXPORT_RANDOM).
     """
     start = time.perf_counter()
     found: list[Difference] = []
@@ -68,7 +72,7 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
             failures.setdefault(next(iter(str(error).splitlines()), ""), []).append(assignment)
             continue
         try:
-            found.append(_compare(exported.signature, reference, run, feeds, assignment, tolerance))
+            found.append(_compare(exported, reference, run, feeds, assignment, tolerance))
         except MismatchError as error:
             wrong.append(error)
         compared.append(assignment)
@@ -78,7 +82,9 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     if not found:
         raise ExportError(
             f"The module runs at none of the sizes that were tried: {notes[-1]}.",
-            "Give the ranges of the dynamic dims, such as batch=2:8.",
+            "Give the ranges of the dynamic dims, such as batch=2:8."
+            if dynamic_dims(exported.signature.inputs)
+            else "Let it run on random inputs of these shapes too, not on the example inputs only.",
             code="EXPORT_REFERENCE",
         )
     furthest = max(found, key=lambda apart: apart.max_rel)
@@ -145,22 +151,13 @@ def _all_assignments(exported: Exported) -> Iterator[Assignment]:
     """The lattice; where the module fails, multiples of the example sizes, for dims with a step."""
     specs, dims = exported.signature.inputs, exported.signature.dims
     names = dynamic_dims(specs)
-    example = _example_sizes(exported)
+    example = sizes_of(specs, exported.example)
     steps = [
         {name: _within(example[name] * factor, dims.get(name)) for name in names} for factor in (1, 2, 3, 4)
     ]
     usual = lattice(specs, dims, exported.parameters)
     yield from usual
     yield from (each for index, each in enumerate(steps) if each not in usual and each not in steps[:index])
-
-
-def _example_sizes(exported: Exported) -> Assignment:
-    return {
-        dim: exported.example[spec.name].shape[axis]
-        for spec in exported.signature.inputs
-        for axis, dim in enumerate(spec.shape or ())
-        if isinstance(dim, str) and not parts_of(dim)
-    }
 
 
 def _within(size: int, allowed: DimRange | None) -> int:
@@ -173,7 +170,7 @@ def _left_out(why: str, sizes: Sequence[Assignment]) -> str:
 
 
 def _compare(
-    interface: Manifest,
+    exported: Exported,
     reference: dict[str, np.ndarray],
     run: Run,
     feeds: Mapping[str, np.ndarray],
@@ -184,16 +181,34 @@ def _compare(
         actual = run(feeds)
     except BurnishError as error:
         raise _mismatch(f"does not run at {_spell(assignment)}: {error.what}", assignment) from error
-    ignore = padding_cleared(interface, feeds)
+    ignore = padding_cleared(exported.signature, feeds)
     apart = worst(ignore(reference), ignore(actual))
     allowed = tolerance if tolerance is not None else _tolerance(reference)
     if not apart.within(allowed):
+        _need_repeatable(exported, reference, feeds, allowed)
         raise _mismatch(
             f"differs from the module in output {apart.name!r} at {_spell(assignment)}: "
             f"{apart.max_rel:.3g} (allowed {allowed:g})",
             assignment,
         )
     return apart
+
+
+def _need_repeatable(
+    exported: Exported, reference: dict[str, np.ndarray], feeds: Mapping[str, np.ndarray], allowed: float
+) -> None:
+    """Where the module itself gives something else on the same inputs, that is what is wrong."""
+    apart = worst(reference, exported.reference(feeds))
+    if apart.within(allowed):
+        return
+    drawn = [node for node in exported.model.graph.all_nodes() if node.op_type in _RANDOM]
+    where = next((str(origin) for node in drawn for origin in origins(node.metadata_props)), "")
+    why = f": it draws random numbers{where}" if where else ""
+    raise ExportError(
+        f"The module gives another {apart.name!r} each time it runs on the same inputs{why}.",
+        "Draw random numbers outside the module and pass them in; let forward change nothing that it reads.",
+        code="EXPORT_RANDOM",
+    )
 
 
 def _tolerance(outputs: Mapping[str, np.ndarray]) -> float:

@@ -34,11 +34,11 @@ def program_source(
     if inputs is None:
         inputs = _examples(program)
     return TorchSource(
-        Traced(program), inputs, program_dims(program), description=description, program=program
+        Program(program), inputs, program_dims(program), description=description, program=program
     )
 
 
-class Traced(torch.nn.Module):  # type: ignore[misc]
+class Program(torch.nn.Module):  # type: ignore[misc]
     """The module that a program is, with modes as any module has (which a program's own refuses to change).
 
     Its parameters are the program's. It is what the graph is compared with.

@@ -21,6 +21,15 @@ def left_as_is(_module: Any) -> tuple[str, ...]:
     return ()
 
 
+def _converted(inputs: Any, old: Any, new: Any) -> Any:
+    """Example inputs with the tensors of one dtype in another."""
+    if isinstance(inputs, Mapping):
+        return {name: _converted(value, old, new) for name, value in inputs.items()}
+    if isinstance(inputs, (tuple, list)):
+        return tuple(_converted(value, old, new) for value in inputs)
+    return inputs.to(new) if getattr(inputs, "dtype", None) == old else inputs
+
+
 TRUSTED: Final = "--trust-code: code of the source was run while it was loaded"
 """The note on a source that could not be read without running what is in it."""
 
@@ -47,6 +56,15 @@ class TorchSource:
     """The `torch.export.ExportedProgram` that the module is, where torch has traced it already."""
     stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What a GGUF file stores (`burnish.exporter.gguf_weights.StoredTensor`), by state-dict name."""
+
+    def adopted(self, adopt: Adopt) -> Self:
+        """The source after `adopt` took its module; inputs of the dtype that it had get its new one."""
+        from burnish.exporter.storage import main_type
+
+        before = main_type(self.module)
+        notes, after = adopt(self.module), main_type(self.module)
+        inputs = self.inputs if before == after else _converted(self.inputs, before, after)
+        return dataclasses.replace(self, inputs=inputs, notes=(*self.notes, *notes))
 
     def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
         """The source with what its folder says of it."""

@@ -53,9 +53,12 @@ def resolve(
 
         inputs = read_inputs(Path(inputs))
     if not isinstance(source, (str, os.PathLike)):
+        _need_no_task(task)
         return _module(source, inputs)
     text = os.fspath(source)
     path = Path(text)
+    if inputs is not None:
+        _need_pickle(path)
     if path.suffix.lower() in PICKLES and trust_code:
         from burnish.exporter.trusted import load_trusted
 
@@ -72,10 +75,24 @@ def resolve(
             _only_generation(task)
             return gguf_source(path, last_logits_only=last_logits_only)
     if _CALLABLE.fullmatch(text):
-        if task is not None:
-            raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
+        _need_no_task(task)
         return _from_callable(text, adopt)
     raise _unknown(text, path)
+
+
+def _need_pickle(path: Path) -> None:
+    """Refuse example inputs for a source that brings its own, rather than leave them unused."""
+    if path.suffix.lower() not in PICKLES:
+        raise ExportError(
+            f"{str(path)!r} brings its own example inputs.",
+            "Leave the inputs out; they go with a module, a program or a .pt file.",
+            code="EXPORT_INPUTS",
+        )
+
+
+def _need_no_task(task: str | None) -> None:
+    if task is not None:
+        raise _bad("A task goes with a Hugging Face folder only.", "Leave it out.")
 
 
 def _only_generation(task: str | None) -> None:
@@ -133,18 +150,17 @@ def _from_callable(text: str, adopt: Adopt) -> TorchSource:
         )
     found = _module(*made[:2])
     dynamic = made[2] if len(made) == 3 else None
-    notes = adopt(found.module) if found.program is None else ()
-    return dataclasses.replace(
-        found, dynamic=dynamic or found.dynamic, description=f"torch: {text}", notes=notes
-    )
+    adopted = found.adopted(adopt) if found.program is None else found
+    return dataclasses.replace(adopted, dynamic=dynamic or found.dynamic, description=f"torch: {text}")
 
 
 def _call(text: str, build: Any) -> Any:
     try:
-        return build()
+        with contextlib.redirect_stdout(sys.stderr):  # stdout may carry JSON
+            return build()
     except BurnishError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _bad(
             f"{text!r} raised {type(error).__name__}: {error}.", "Call it by hand to see where."
         ) from error
@@ -152,7 +168,8 @@ def _call(text: str, build: Any) -> Any:
 
 def _import(name: str) -> ModuleType:
     try:
-        return importlib.import_module(name)
+        with contextlib.redirect_stdout(sys.stderr):
+            return importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
         if missing in ("torch", "transformers"):
@@ -165,7 +182,7 @@ def _import(name: str) -> ModuleType:
                 f"{name!r} needs the module {missing!r}, which is not installed.", "Install it."
             ) from error
         raise _bad(f"No module named {missing!r}.", _nearest_module(missing)) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _bad(
             f"Importing {name!r} raised {type(error).__name__}: {error}.",
             "Import it by hand to see where.",

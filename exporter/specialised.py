@@ -8,29 +8,23 @@ failure is the module traced once more to hear torch's reason.
 from __future__ import annotations
 
 import dataclasses
-import linecache
 import logging
-import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 from typing import Any, Final, final
 
 import onnx_ir as ir
 
 from burnish.dim_sums import parts_of
 from burnish.errors import ExportError
+from burnish.exporter.blame import place_on_stack
 from burnish.exporter.dims import Axis
-from burnish.exporter.needs import torch
 from burnish.manifest import DimRange
 
 _GUARDS: Final = "torch.fx.experimental.symbolic_shapes"
 _SYMBOL: Final = re.compile(r"create_symbol (\w+) = \d+ for L\['(\w+)'\]\.size\(\)\[(\d+)\]")
-_TORCH: Final = f"{Path(torch.__file__).parent}{os.sep}"
-_OWN: Final = f"{Path(__file__).parent}{os.sep}"
 _UNBOUNDED: Final = 2**31
 
 
@@ -40,7 +34,8 @@ class Guard:
     """A condition on the sizes that torch took for granted, and the line of the module that made it."""
 
     text: str
-    line: str
+    place: str
+    """` in blocks.0 (Block) at file.py:4 in forward: code`, as much of it as is known."""
 
 
 def kept_dims(
@@ -100,10 +95,10 @@ def _need_sum(dim: int | ir.SymbolicDim, axis: Axis, symbols: dict[str, str]) ->
 
 
 @contextmanager
-def reasons() -> Iterator[list[Guard]]:
-    """Collect the conditions that torch adds while it traces, symbols spelt as `input.axis`."""
+def reasons(module: Any = None) -> Iterator[list[Guard]]:
+    """Collect the conditions that torch adds while it traces `module`, symbols spelt as `input.axis`."""
     logger = logging.getLogger(_GUARDS)
-    handler, level = _Guards(), logger.level
+    handler, level = _Guards(module), logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
@@ -125,7 +120,7 @@ def explain(error: ExportError, guards: Sequence[Guard], dims: Mapping[str, str]
     for guard in guards:
         text = _in_dims(guard.text, dims)
         if any(re.search(rf"\b{name}\b", text) for name in blamed):
-            what = f"{error.what.rstrip('.')}: {text} at {guard.line}."
+            what = f"{error.what.rstrip('.')}: {text}{guard.place}."
             return ExportError(what, error.hint, code=error.code)
     return error
 
@@ -183,10 +178,11 @@ def _specialised(what: str, hint: str) -> ExportError:
 
 @final
 class _Guards(logging.Handler):
-    """Takes torch's log of guards, and at each finds the line of the module on the stack."""
+    """Takes torch's log of guards, and at each finds the part of the module and its line on the stack."""
 
-    def __init__(self) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__(logging.INFO)
+        self._module = module
         self.found: list[Guard] = []
         self._names: dict[str, str] = {}
 
@@ -199,22 +195,7 @@ class _Guards(logging.Handler):
             condition = text.removeprefix("eval ").partition(" [guard added]")[0]
             for name, meaning in self._names.items():
                 condition = re.sub(rf"\b{name}\b", meaning, condition)
-            self.found.append(Guard(condition, _module_line(sys._getframe())))
-
-
-def _module_line(frame: FrameType | None) -> str:
-    """The innermost line on the stack that is not torch's own, as `file.py:12 in forward: code`."""
-    while frame is not None:
-        code = frame.f_code
-        if not code.co_filename.startswith((_TORCH, _OWN, "<")) and code.co_filename not in _LOGGING:
-            source = linecache.getline(code.co_filename, frame.f_lineno).strip()
-            where = f"{Path(code.co_filename).name}:{frame.f_lineno} in {code.co_name}"
-            return f"{where}: {source}" if source else where
-        frame = frame.f_back
-    return "an unknown line"
-
-
-_LOGGING: Final = frozenset({logging.__file__, linecache.__file__})
+            self.found.append(Guard(condition, place_on_stack(sys._getframe(), self._module)))
 
 
 def _in_dims(condition: str, dims: Mapping[str, str]) -> str:

@@ -94,6 +94,9 @@ def loader_of(task: Task, config: Mapping[str, Any]) -> Any:
     """
     transformers = need("transformers")
     kind = config.get("model_type")
+    if not isinstance(kind, str):
+        said = "says no model_type" if kind is None else f"says model_type {shown(kind)}, which is no name"
+        raise _bad(f"config.json {said}.", "Download it again, or write the model's type there.")
     for name in task.classes:
         found = getattr(transformers, name)
         if kind in _table(found) or name in _own_classes(config):
@@ -111,7 +114,7 @@ def loader_of(task: Task, config: Mapping[str, Any]) -> Any:
 
 def is_known(kind: object) -> bool:
     """True where transformers itself has that model type."""
-    return kind in _kinds()
+    return isinstance(kind, str) and kind in _kinds()
 
 
 def _kinds() -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ lose their names when an input is a constant; every node carries a stack trace w
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +17,9 @@ import onnx_ir as ir
 from burnish.exporter.storage import Storage
 from burnish.exporter.values import as_numpy, to_numpy
 from burnish.provenance import KEYS
+
+_WORD: Final = re.compile(r"[A-Za-z_]\w*")
+_FREE: Final = re.compile(r"u\d+|zuf\d+")  # torch's symbols of sizes that values decide: u0, zuf0
 
 KEPT_METADATA: Final = frozenset(KEYS)
 """Where in the module a node comes from. The rest is noise, or names paths of this machine."""
@@ -121,6 +124,31 @@ def rename_dims(model: ir.Model, names: Mapping[str, str]) -> None:
     for value in all_values(model):
         if value.shape is not None:
             value.shape = ir.Shape([renamed(dim) for dim in value.shape])
+
+
+def name_free_dims(model: ir.Model, known: Container[str]) -> list[str]:
+    """Name the output dims whose size values decide (torch's symbol `u0`), or that nothing is known of.
+
+    Args:
+        model: its other dims have the names of `known`, or are sums and the like of them.
+        known: the dims of the inputs.
+
+    Returns:
+        The names: `OUTPUT_dim_AXIS`; two dims of one symbol have the name of the first.
+    """
+    renamed: dict[str, str] = {}
+    for value in model.graph.outputs:
+        dims = list(value.shape or ())
+        for axis, dim in enumerate(dims):
+            text = "" if isinstance(dim, int) else dim.value or ""
+            free = [word for word in _WORD.findall(text) if _FREE.fullmatch(word) and word not in known]
+            if free or (not isinstance(dim, int) and not text):
+                name = f"{value.name}_dim_{axis}"
+                dims[axis] = ir.SymbolicDim(renamed.setdefault(text or name, name))
+        if value.shape is not None:
+            value.shape = ir.Shape(dims)
+    rename_dims(model, renamed)
+    return list(renamed.values())
 
 
 def _operand(name: str) -> str:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from burnish.dim_sums import size_of
 from burnish.errors import ExportError
+from burnish.exporter.blame import place_of
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
@@ -23,7 +24,13 @@ from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
 from burnish.exporter.storage import Storage
-from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
+from burnish.exporter.tidy import (
+    name_free_dims,
+    name_interface,
+    own_weights,
+    rename_dims,
+    strip_metadata,
+)  # fmt: skip
 from burnish.exporter.values import (
     Inputs,
     by_name,
@@ -34,7 +41,7 @@ from burnish.exporter.values import (
     to_numpy,
     to_tensor,
 )  # fmt: skip
-from burnish.manifest import Manifest
+from burnish.manifest import DimRange, Manifest
 from burnish.model import signature
 
 OPSETS: Final = range(18, 25)
@@ -123,9 +130,11 @@ def export_module(
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
+    unknown = name_free_dims(model, {axis.name for axis in axes})
     notes += [*said, *(f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong)]
     known = signature(model)
-    manifest = msgspec.structs.replace(known, dims=known.dims | dims.ranges)
+    free = dict.fromkeys(unknown, DimRange(0))
+    manifest = msgspec.structs.replace(known, dims=known.dims | free | dims.ranges)
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
@@ -217,7 +226,8 @@ def _run(module: Any, named: dict[str, Any]) -> Any:
             return module(**copies(named))
     except Exception as error:
         raise ExportError(
-            f"{type(module).__name__} does not run on the example inputs: {said(error)}",
+            f"{type(module).__name__} does not run on the example inputs: {said(error)}"
+            f"{place_of(error, module)}",
             "Call the module on them in eval mode first.",
             code="EXPORT_INPUTS",
         ) from error

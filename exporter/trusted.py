@@ -43,8 +43,7 @@ def load_trusted(path: Path, inputs: Any = None, adopt: Adopt = left_as_is) -> T
     if isinstance(found, torch.export.ExportedProgram):
         source = program_source(found, inputs, description)
     else:
-        module, examples = _module(found, path), _needed(inputs, path)
-        source = TorchSource(module, examples, notes=adopt(module))
+        source = TorchSource(_module(found, path), _needed(inputs, path)).adopted(adopt)
     return source.described(description, {}, (TRUSTED,))
 
 

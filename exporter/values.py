@@ -37,6 +37,11 @@ def by_name(module: Any, inputs: Inputs) -> dict[str, Any]:
                 f"Example input {name!r} is a {type(value).__name__}.",
                 "Give tensors; wrap a module that takes nested inputs in one that takes them flat.",
             )
+        if isinstance(value, torch.Tensor) and value.is_complex():
+            raise _bad(
+                f"Example input {name!r} is complex, which ONNX Runtime has no kernels for.",
+                "Take torch.view_as_real's result [..., 2], and call torch.view_as_complex in forward.",
+            )
     if not any(isinstance(value, torch.Tensor) for value in named.values()):
         raise _bad("The example inputs hold no tensor.", "Give one tensor for each input.")
     return named
@@ -72,13 +77,18 @@ def flat_outputs(result: Any) -> dict[str, Any]:
     Raises:
         ExportError: the result holds something else, or no tensor (EXPORT_OUTPUTS).
     """
-    if isinstance(result, torch.Tensor):
-        return {"output": result}
     found = list(_leaves(result, ()))
     if not found:
         raise ExportError(
             "The module returns no tensor.", "Return at least one tensor.", code="EXPORT_OUTPUTS"
         )
+    for path, leaf in found:
+        if leaf.is_complex():
+            raise ExportError(
+                f"Output {_join(path)!r} is complex, which ONNX Runtime has no kernels for.",
+                "Return torch.view_as_real of it, [..., 2].",
+                code="EXPORT_OUTPUTS",
+            )
     return {_join(path): leaf for path, leaf in found}
 
 

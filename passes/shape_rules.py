@@ -52,7 +52,9 @@ def infer(call: Call) -> Sequence[Fact]:
     if node.domain == "com.microsoft":
         if node.op_type in _CONTRIB_ATTENTIONS:
             return _attended(call)
-        return _same(call) if node.op_type in _CONTRIB_SAME else []
+        if node.op_type in _CONTRIB_SAME:
+            return _same(call)
+        return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
     if node.domain or node.op_type in ("Loop", "Scan"):
         return []
     rule = RULES.get(node.op_type)
@@ -318,6 +320,26 @@ def _matmul(call: Call) -> Sequence[Fact]:
     return [Fact(call.input(0).dtype, None if batch is None else batch + rows + columns)]
 
 
+def _matmul_n_bits(call: Call) -> Sequence[Fact]:
+    """onnxruntime's MatMulNBits: [..., K] -> [..., N]."""
+    data, columns = call.input(0), call.node.attributes.get_int("N")
+    if not data.shape or columns is None:
+        return [Fact(data.dtype)]
+    return [Fact(data.dtype, (*data.shape[:-1], Dim.of(columns)))]
+
+
+def _gather_blocks(call: Call) -> Sequence[Fact]:
+    """onnxruntime's GatherBlockQuantized: Gather of blocks, which bytes hold several numbers of each."""
+    data, indices, dtype = call.input(0), call.input(1), call.input(2).dtype
+    last = data.shape[-1].size if data.shape else None
+    axis = call.node.attributes.get_int("gather_axis", 0)
+    if data.shape is None or indices.shape is None or last is None or axis is None:
+        return [Fact(dtype)]
+    held = 8 // (call.node.attributes.get_int("bits", 4) or 4) if data.dtype == ir.DataType.UINT8 else 1
+    whole = (*data.shape[:-1], Dim.of(last * held))
+    return [Fact(dtype, whole[:axis] + indices.shape + whole[axis + 1 :])]
+
+
 def _gemm(call: Call) -> Sequence[Fact]:
     left, right = call.input(0).shape, call.input(1).shape
     if left is None or right is None or len(left) != 2 or len(right) != 2:
@@ -357,3 +379,6 @@ RULES: Final[dict[str, Rule]] = {
     "Range": _range, "Reshape": _reshape, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
     "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
 }  # fmt: skip
+
+_QUANTISED: Final[dict[str, Rule]] = {"GatherBlockQuantized": _gather_blocks, "MatMulNBits": _matmul_n_bits}
+"""Of com.microsoft, with weights in blocks."""

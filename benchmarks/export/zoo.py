@@ -33,8 +33,8 @@ _TABLE: Final[Mapping[str, str]] = {
         whisper speech_to_text moonshine wav2vec2 hubert wavlm sew parakeet_ctc
     """,
     "fill-mask": """
-        bert roberta albert distilbert deberta-v2 mpnet mobilebert convbert esm fnet funnel big_bird xlm-roberta
-        longformer modernbert roformer squeezebert nystromformer
+        bert roberta albert distilbert deberta-v2 mpnet mobilebert convbert esm fnet funnel big_bird
+        longformer modernbert roformer squeezebert nystromformer xlm-roberta
     """,
     "text-classification": "xlnet canine",
     "token-classification": "electra bros lilt",

@@ -80,7 +80,8 @@ def export(
         whole = _as_json(artifact.manifest)
         parts = {name: _as_json(each) for name, each in manifests_of(artifact).items() if name}
         emit({"output": output} | whole | ({"parts": parts} if parts else {}))
-    _report(artifact, output, as_json=as_json)
+    before = "the model before" if source.lower().endswith(".onnx") else "PyTorch"
+    _report(artifact, output, before, as_json=as_json)
 
 
 def _as_json(manifest: Manifest) -> dict[str, object]:
@@ -115,7 +116,7 @@ def _axes(named: Mapping[str, str]) -> dict[str, dict[int, str]] | None:
     return found or None
 
 
-def _report(made: Artifact | Bundle, output: str, *, as_json: bool) -> None:
+def _report(made: Artifact | Bundle, output: str, before: str, *, as_json: bool) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -123,7 +124,7 @@ def _report(made: Artifact | Bundle, output: str, *, as_json: bool) -> None:
     for name, manifest in manifests_of(made).items():
         if name:
             table.add_row(Text(name, style="bold"))
-        for title, text in _rows(manifest):
+        for title, text in _rows(manifest, before):
             table.add_row(title, Text(text))
     out = console(as_json=as_json)
     out.print(table)
@@ -136,7 +137,7 @@ def manifests_of(made: Artifact | Bundle) -> dict[str, Manifest]:
     return parts | {"": made.manifest}
 
 
-def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _rows(manifest: Manifest, before: str) -> Iterator[tuple[str, str]]:
     for title, specs in (("input", manifest.inputs), ("output", manifest.outputs)):
         for spec in _few(specs):
             yield title, spec if isinstance(spec, str) else f"{spec.name}: {spec.dtype}[{_shape(spec)}]"
@@ -147,7 +148,8 @@ def _rows(manifest: Manifest) -> Iterator[tuple[str, str]]:
         if receipt.max_abs_error is not None:
             yield "nodes", str(receipt.nodes_after)
             where = _sizes(receipt.assignments)
-            yield "largest error", f"{receipt.max_abs_error:.1e} against PyTorch, at {where}"
+            judge = before if receipt.step == "export" else "the model before"
+            yield "largest error", f"{receipt.max_abs_error:.1e} against {judge}, at {where}"
         for note in receipt.notes:
             yield "decoded" if receipt.step == "decode" else "note", note
 

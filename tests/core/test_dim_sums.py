@@ -1,6 +1,6 @@
 import pytest
 
-from burnish.dim_sums import names_of, parts_of, size_of
+from burnish.dim_sums import is_name, names_of, parts_of, size_of
 from burnish.errors import InputError
 from burnish.feeds import assignments, dynamic_dims, make_feeds
 from burnish.manifest import TensorSpec
@@ -22,6 +22,13 @@ def test_a_sum_is_taken_apart_and_added_up() -> None:
 def test_other_expressions_are_names() -> None:
     assert parts_of("2*sequence") == ()
     assert names_of("2*sequence") == ("2*sequence",)
+
+
+def test_what_is_computed_is_no_name() -> None:
+    for dim in ("batch", "batch size", "seq-len", "x.0", "past + sequence", "a + b + 1"):
+        assert is_name(dim)
+    for dim in ("2*sequence", "(n//4)", "Min(n, (n//2))", "(((t - 3)//2)) + 1", "t - 3", "4*rows + 1"):
+        assert not is_name(dim)
 
 
 def test_feeds_of_an_input_whose_dim_is_a_sum() -> None:

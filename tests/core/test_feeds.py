@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from burnish.errors import InputError
-from burnish.feeds import assignments, dynamic_dims, make_feeds, shape_at
+from burnish.feeds import assignments, dynamic_dims, make_feeds, shape_at, sizes_of
 from burnish.manifest import DimRange, TensorSpec
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"), "token_ids", 50)
@@ -82,3 +82,12 @@ def test_a_dim_without_a_size_is_named() -> None:
 def test_an_unknown_rank_needs_data() -> None:
     with pytest.raises(InputError, match="unknown rank"):
         shape_at(TensorSpec("x", "float32", None), {})
+
+
+def test_sizes_are_read_back_off_the_inputs() -> None:
+    past = TensorSpec("past", "float32", ("batch", 2, "past", 8))
+    mask = TensorSpec("mask", "int64", ("batch", "past + sequence"), "mask")
+    unknown = TensorSpec("other", "float32")
+    specs, sizes = (IDS, past, mask), {"batch": 2, "sequence": 3, "past": 5}
+    feeds = make_feeds(specs, sizes, seed=0) | {"other": np.ones((7, 7), np.float32)}
+    assert sizes_of((*specs, unknown), feeds) == sizes

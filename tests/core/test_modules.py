@@ -4,13 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner, Result
 
 from burnish.cli import main
-from burnish.inspection import describe, describe_modules, times_by_module
+from burnish.inspection import describe, describe_modules, macs_by_node, times_by_module
+from burnish.manifest import DimRange
 from burnish.model import node_count, save_model, signature
 from burnish.modules import ModuleRow, ModuleTree
 from burnish.provenance import Origin, write_origins
@@ -173,7 +175,16 @@ def test_the_command_shows_a_tree(net_path: Path) -> None:
     assert lines[1].startswith("(model)")
     up = next(line for line in lines if "Linear" in line)
     assert up.split() == ["up", "Linear", "20", "0.00", "0.00", "2"]
-    assert "MACs at batch 1" in lines[-1]
+    assert lines[-1].startswith("MACs at ")
+
+
+def test_macs_name_the_sizes_that_they_were_counted_at() -> None:
+    model = parse("g (float[batch, sequence, 8] x, float[8, 4] w) => (y) { y = MatMul (x, w) }")
+    interface = msgspec.structs.replace(signature(model), dims={"sequence": DimRange(1, 24)})
+    found, where = macs_by_node(model, interface)
+    assert found is not None
+    assert [*found.values()] == [24 * 8 * 4]
+    assert where == "at batch 1, sequence 24"
 
 
 def test_depth_leaves_out_deeper_modules_not_what_they_hold(net_path: Path) -> None:

@@ -31,6 +31,26 @@ class Counted(torch.nn.Module):
         return x.new_zeros(n * 2 if n > 3 else n)
 
 
+class Middle(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.median(dim=-1).values
+
+
+class Counts(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.histc(x, 4)
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.randn_like(x)
+
+
+class Refuses(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("not today\nnor tomorrow")
+
+
 class Net(torch.nn.Module):
     def __init__(self, inner: torch.nn.Module) -> None:
         super().__init__()
@@ -51,6 +71,11 @@ class Net(torch.nn.Module):
             "no translation for aten._linalg_svd in blocks.1 (Singular) at",
             "outside",
         ),
+        (Middle(), "EXPORT_UNSUPPORTED_OP", "no translation for aten.median in blocks.1 (Middle) at", "Sort"),
+        (Counts(), "EXPORT_FAILED", "in blocks.1 (Counts) at", "scatter_add"),
+        (Noisy(), "EXPORT_RANDOM", "another 'output' each time", "outside the module"),
+        (Noisy(), "EXPORT_RANDOM", "in blocks.1 (Noisy) at", "outside the module"),
+        (Refuses(), "EXPORT_INPUTS", "ValueError: not today in blocks.1 (Refuses) at", "Call the module"),
         (Branch(), "EXPORT_DATA_DEPENDENT", "in blocks.1 (Branch) at", "torch.where or torch.cond"),
         (Counted(), "EXPORT_DATA_DEPENDENT", "in blocks.1 (Counted) at", "torch._check"),
     ],
@@ -66,6 +91,7 @@ def test_module_line_and_alternative(inner: Any, code: str, what: str, hint: str
 
 
 def test_what_can_be_done_about_operators() -> None:
+    assert "sort" in alternatives("aten.kthvalue")
     assert "quantise it with burnish quantize" in alternatives("aten.fake_quantize_per_tensor_affine")
     assert "scatter_add" in alternatives("aten.bincount")
     assert "random numbers outside" in alternatives("aten.multinomial")

@@ -56,6 +56,12 @@ def test_ranges_from_the_command_line_win() -> None:
         ({"ids": {0: ("batch", 4, 4)}}, None, "cannot range from 4 to 4"),
         ({"ids": {0: ("b", 1, 4)}, "mask": {0: ("b", 1, 8)}}, None, "two ranges"),
         ({"ids": {0: "batch"}}, {"bach": (1, 2)}, "Did you mean 'batch'"),
+        ({"ids": {0: "batch"}}, {"batch": 4}, "Cannot take the range of 'batch' from 4"),
+        ({"ids": ["batch"]}, None, "Cannot take dynamic dims of 'ids' from"),
+        ({"ids": {"0": "batch"}}, None, "has no axis '0'"),
+        ("batch", None, "Cannot take dynamic dims from 'batch'"),
+        ({"ids": {0: ("batch", "1", "8")}}, None, "Cannot take a dynamic dim from"),
+        ({"ids": {0: ("batch", None, 8)}}, None, "Cannot take a dynamic dim"),
     ],
 )
 def test_what_cannot_be_is_refused(

@@ -1,6 +1,7 @@
 """`burnish.export` and `burnish export`, from a source to files that run."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner, Result
 
 import burnish
 from burnish.cli import main
-from burnish.errors import ExportError
+from burnish.errors import ExportError, OutputError
 
 pytestmark = pytest.mark.torch
 
@@ -25,11 +26,17 @@ class Net(torch.nn.Module):
         self.layer = torch.nn.Linear(3, 2)
 
     def forward(self, x):
+        print("in forward")
         return {"logits": self.layer(x).relu()}
 
 def build():
     torch.manual_seed(0)
+    print("in build")
     return Net(), {"x": torch.ones(1, 3)}, {"x": {0: "batch"}}
+
+def half():
+    made = torch.nn.Linear(3, 2).bfloat16()
+    return made, torch.ones(2, 3, dtype=torch.bfloat16), {"input": {0: "batch"}}
 """
 
 
@@ -142,3 +149,38 @@ def test_without_torch_export_says_what_to_install(tmp_path: Path) -> None:
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.stdout.strip() == 'DEPENDENCY_MISSING Install it: pip install "burnish[export]"', done.stderr
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["taken.onnx", "taken.burnish", "file"])
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(name: str) -> None:
+    if name == "file":
+        Path(name).write_text("")
+    else:
+        Path(name).mkdir()
+        Path(name, "diary.txt").write_text("dear diary")
+    with pytest.raises(OutputError) as caught:
+        burnish.export("command_models:build", output=name, tell=lambda text: pytest.fail(f"already {text}"))
+    assert caught.value.code == "OUTPUT_PATH"
+    assert not any(path.name.startswith(".burnish") for path in Path().iterdir())
+
+
+def test_bfloat16_modules_of_a_callable_get_inputs_of_their_new_type(here: Path) -> None:
+    done = run("command_models:half", "-o", "half.burnish")
+    assert done.exit_code == 0, done.output
+    assert "input: float32[batch, 3]" in done.stdout
+    assert "converted from bfloat16 to float32" in " ".join(done.stdout.split())
+
+
+def test_no_temporary_file_stays(here: Path) -> None:
+    folder = here / "temporary"
+    folder.mkdir()
+    known = {name: value for name, value in os.environ.items() if name != "TORCHINDUCTOR_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from burnish.cli import main; main()", "export", "command_models:build",
+         "-o", "net.onnx", "--json"],
+        env=known | {"TMPDIR": str(folder)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["output"] == "net.onnx", "what the module prints is not on stdout"
+    assert list(folder.iterdir()) == []

@@ -108,7 +108,8 @@ def test_weights_without_a_head_are_no_classifier(bert: Path) -> None:
 def test_encoder_stored_without_its_pooler(tmp_path: Path) -> None:
     save(transformers.BertForMaskedLM(transformers.BertConfig(**TINY)), tmp_path)
     source = resolve(tmp_path, task="feature-extraction")
-    assert source.notes == ("no pooler: its weights are not stored",)
+    assert source.notes[0] == "no pooler: its weights are not stored"
+    assert source.notes[1].startswith("5 stored weights are not used by BertModel: cls.predictions.bias")
     assert source.module.pooler is None
 
 
@@ -153,3 +154,75 @@ def test_truncated_weights(bert: Path, tmp_path: Path) -> None:
 
 def test_unknown_task_suggests_the_nearest(bert: Path) -> None:
     assert "Did you mean 'text-classification'" in refused(bert, "text-clasification")[1]
+
+
+def changed(folder: Path, to: Path, **settings: Any) -> Path:
+    """A copy of a model's folder with other settings in its config.json."""
+    shutil.copytree(folder, to)
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps(config | settings))
+    return to
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"hidden_size": 32}, "The weight 'embeddings.LayerNorm.bias' in"),
+        ({"model_type": None}, "says no model_type"),
+        ({"model_type": ["bert"]}, "which is no name"),
+        ({"model_type": "berd"}, "The nearest that it has is 'bert'"),
+        ({"num_attention_heads": 3}, "multiple of the number of attention heads"),
+    ],
+)
+def test_configurations_that_do_not_fit(bert: Path, tmp_path: Path, settings: Any, says: str) -> None:
+    code, text = refused(changed(bert, tmp_path / "other", **settings))
+    assert code == "EXPORT_SOURCE"
+    assert says in text
+    assert len(text.splitlines()) == 2
+
+
+def test_a_weight_of_another_shape_is_named_with_both(bert: Path, tmp_path: Path) -> None:
+    _, text = refused(changed(bert, tmp_path / "other", vocab_size=51))
+    assert "'embeddings.word_embeddings.weight'" in text
+    assert "is [50, 16], by config.json it is [51, 16]" in text
+
+
+def test_weights_that_no_layer_takes_are_noted(bert: Path, tmp_path: Path) -> None:
+    source = resolve(changed(bert, tmp_path / "other", num_hidden_layers=0))
+    assert any("stored weights are not used by BertModel: encoder.layer.0" in note for note in source.notes)
+
+
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("model-00001-of-00002.safetensors", "has no 'model-00001-of-00002.safetensors', which its index"),
+        ("../bert/model.safetensors", "outside the folder"),
+        ("/etc/passwd", "outside the folder"),
+    ],
+)
+def test_shards_must_be_there_and_inside(bert: Path, tmp_path: Path, place: str, says: str) -> None:
+    folder = changed(bert, tmp_path / "sharded")
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"embeddings.word_embeddings.weight": place}}))
+    code, text = refused(folder)
+    assert code == "EXPORT_SOURCE"
+    assert says in text
+    index.write_text("{}")
+    assert "names no files of weights" in refused(folder)[1]
+
+
+def test_shards_are_loaded(bert: Path, tmp_path: Path) -> None:
+    with quiet():
+        transformers.BertModel.from_pretrained(bert).save_pretrained(tmp_path, max_shard_size="8kB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert resolve(tmp_path).notes == ()
+
+
+def test_a_model_that_does_not_run_is_said_so(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=2)
+    save(transformers.GPT2LMHeadModel(config), tmp_path)
+    with pytest.raises(ExportError, match="GPT2LMHeadModel does not run: IndexError") as caught:
+        resolve(tmp_path)
+    assert caught.value.code == "EXPORT_INPUTS"
+    assert " in transformer.wpe (Embedding) at modeling_gpt2.py:" in caught.value.what

@@ -1,16 +1,20 @@
 """An `.onnx` file as a source: moved to another opset, and compared with what it was."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 
 import burnish
+from burnish.cli import main
 from burnish.errors import ExportError
 from burnish.exporter.opsets import conversions
+from burnish.manifest import DimRange
 from burnish.model import load_model, save_model, signature
 
 LIGHT = Path(onnx.__file__).parent / "backend" / "test" / "data" / "light"
@@ -116,6 +120,45 @@ def test_weights_and_origins_stay(tmp_path: Path) -> None:
         "mine"
     ]
     assert load_model(tmp_path / "out.burnish" / "model.onnx").graph.opset_imports[""] == 20
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"task": "fill-mask"}, "task is for a model of PyTorch"),
+        ({"dtype": "float16"}, "dtype is for"),
+        ({"weights": "keep"}, "weights is for"),
+        ({"last_logits_only": False}, "last_logits_only is for"),
+        ({"example_inputs": {"x": np.ones((2, 300), np.float32)}}, "example_inputs is for"),
+        ({"dynamic": {"x": {0: "batch"}}}, "dynamic is for"),
+        ({"decode_tokens": 3}, "decode_tokens is for"),
+        ({"ranges": {"M": (1, 4)}}, "Did you mean 'N'|Known are: N"),
+        ({"ranges": {"N": (4, 1)}}, "cannot range from 4 to 1"),
+    ],
+)
+def test_what_is_for_modules_only_is_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    model = _with_weight(np.ones((300, 300), np.float32))
+    save_model(model, tmp_path / "in.onnx", signature(model))
+    with pytest.raises(ExportError, match=says):
+        burnish.export(tmp_path / "in.onnx", opset=20, output=tmp_path / "out.onnx", **options)
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_ranges_of_dims_are_kept_and_compared(tmp_path: Path) -> None:
+    model = _with_weight(np.ones((300, 300), np.float32))
+    save_model(model, tmp_path / "in.onnx", signature(model))
+    made = burnish.export(tmp_path / "in.onnx", opset=20, ranges={"N": (2, 3)}, dtype="auto", task=None)
+    assert made.manifest.dims == {"N": DimRange(2, 3)}
+    assert {each["N"] for each in made.manifest.receipts[-1].assignments} == {2, 3}
+
+
+def test_the_command_speaks_of_the_model_before(tmp_path: Path) -> None:
+    model = _with_weight(np.ones((300, 300), np.float32))
+    save_model(model, tmp_path / "in.onnx", signature(model))
+    done = CliRunner().invoke(main, ["export", str(tmp_path / "in.onnx"), "-o", str(tmp_path / "out.onnx")])
+    assert done.exit_code == 0, done.output
+    assert "against the model before" in done.stdout
+    assert "PyTorch" not in done.stdout
 
 
 def _with_weight(weight: np.ndarray) -> ir.Model:

@@ -85,3 +85,11 @@ def test_without_example_inputs() -> None:
     assert caught.value.code == "EXPORT_INPUTS"
     made = burnish.export(program, {"x": torch.ones(3, 4), "mask": torch.ones(3)})
     assert made.manifest.inputs[0].shape == ("batch", 4)
+
+
+def test_a_dim_that_the_program_has_not_is_the_programs_fault() -> None:
+    program = torch.export.export(torch.nn.Linear(3, 2), (torch.ones(2, 3),))
+    with pytest.raises(ExportError, match=r"'batch' .* became the constant 2") as caught:
+        burnish.export(program, dynamic={"input": {0: "batch"}})
+    assert caught.value.code == "EXPORT_SPECIALISED"
+    assert "dynamic_shapes" in caught.value.hint

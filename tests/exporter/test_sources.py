@@ -23,6 +23,10 @@ def build_dynamic():
 def breaks():
     raise RuntimeError("no weights here")
 
+def exits():
+    print("on my way out")
+    raise SystemExit(3)
+
 def returns_module_only():
     return torch.nn.Linear(3, 2)
 
@@ -45,9 +49,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "needy.py").write_text("import surely_not_installed\n")
     (tmp_path / "torchless.py").write_text("raise ModuleNotFoundError('x', name='torch')\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     monkeypatch.chdir(tmp_path)
     yield tmp_path
-    for name in ("my_models", "zoo", "zoo.small", "needy", "torchless", "broken"):
+    for name in ("my_models", "zoo", "zoo.small", "needy", "torchless", "broken", "leaves"):
         sys.modules.pop(name, None)
 
 
@@ -101,6 +106,8 @@ def test_module_object() -> None:
         ("my_models:bild", "Did you mean 'build'?"),
         ("my_models:NUMBER", "is not callable"),
         ("my_models:breaks", "raised RuntimeError: no weights here"),
+        ("my_models:exits", "raised SystemExit: 3"),
+        ("leaves:build", "raised SystemExit: 0"),
         ("my_models:returns_module_only", "Return (module, inputs)"),
         ("needy:build", "needs the module 'surely_not_installed'"),
         ("broken:build", "raised ZeroDivisionError"),
@@ -126,8 +133,23 @@ def test_pickles_are_refused_unread(folder: Path, name: str) -> None:
     assert not (folder / "pwned").exists()
 
 
+def test_inputs_that_a_source_would_not_use_are_refused(folder: Path) -> None:
+    (folder / "zoo" / "config.json").write_text("{}")
+    for source in ("my_models:build", "zoo", "model.gguf"):
+        code, text = code_of(source, inputs={"input": torch.ones(2, 3)})
+        assert code == "EXPORT_INPUTS"
+        assert f"{source!r} brings its own example inputs" in text
+
+
+def test_what_a_callable_prints_is_not_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    code_of("my_models:exits")
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "on my way out\n")
+
+
 def test_task_needs_a_folder() -> None:
-    assert code_of("my_models:build", task="feature-extraction")[0] == "EXPORT_SOURCE"
+    for source in ("my_models:build", torch.nn.Linear(3, 2)):
+        assert code_of(source, task="feature-extraction")[0] == "EXPORT_SOURCE"
 
 
 def test_a_module_that_needs_torch_says_how_to_get_it() -> None:

@@ -64,8 +64,23 @@ def test_a_dim_that_becomes_a_constant() -> None:
     assert error.code == "EXPORT_SPECIALISED"
     assert "'batch'" in error.what
     assert "axis 0 of 'x'" in error.what
-    assert "test_specialised.py" in error.what
+    assert " in FixedView at test_specialised.py" in error.what
     assert "view(2, 5)" in error.what
+
+
+def test_the_part_is_named_where_it_is_torchs_own() -> None:
+    error = failure(torch.nn.Linear(3, 4), torch.randn(2, 3), {"input": {1: "features"}})
+    assert error.code == "EXPORT_SPECIALISED"
+    assert "'features'" in error.what
+    assert error.what.endswith("Eq(features, 3) in Linear.")
+    net = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Linear(3, 4))
+    assert "in 1 (Linear)" in failure(net, torch.randn(2, 3), {"input": {1: "features"}}).what
+
+
+def test_the_path_of_an_inner_module_is_named() -> None:
+    net = torch.nn.Sequential(torch.nn.ReLU(), FixedView())
+    error = failure(net, torch.randn(2, 4), {"input": {0: "batch"}})
+    assert " in 1 (FixedView) at test_specialised.py" in error.what
 
 
 def test_a_range_that_the_module_narrows() -> None:

@@ -17,7 +17,7 @@ from burnish.errors import ExportError
 from burnish.exporter.parity import check_parity
 from burnish.exporter.torch_export import Exported, export_module
 from burnish.manifest import DimRange
-from burnish.model import to_bytes
+from burnish.model import signature, to_bytes
 from burnish.provenance import origins
 from burnish.runtime.reference import Reference
 
@@ -215,6 +215,8 @@ def test_bfloat16_runs_through_the_reference() -> None:
 def test_expression_dims_speak_of_the_given_names() -> None:
     exported = export_module(Seeded(lambda x: x.flatten()), (torch.ones(3, 4),), dynamic={"x": {0: "rows"}})
     assert exported.signature.outputs[0].shape == ("4*rows",)
+    assert exported.signature.dims == {"rows": DimRange(1)}, "4*rows follows from it, and has no range"
+    assert signature(exported.model, exported.signature).dims == {"rows": DimRange(1)}
     assert equal(exported, {"x": np.ones((5, 4), np.float32)})
 
 
@@ -300,3 +302,49 @@ def test_without_torch_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPa
     with pytest.raises(MissingDependencyError, match=r'burnish\[export\]"') as caught:
         need("transformers")
     assert caught.value.code == "DEPENDENCY_MISSING"
+
+
+class Chosen(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        kept = x[x > 0]
+        return kept, torch.cat([kept, x.flatten()])
+
+
+def test_dims_that_values_decide_have_names_and_may_be_zero() -> None:
+    exported = export_module(Chosen(), torch.randn(2, 3), dynamic={"x": {0: "batch"}})
+    first, second = exported.signature.outputs
+    assert (first.shape, second.shape) == (("output_0_dim_0",), ("output_1_dim_0",))
+    assert exported.signature.dims == {
+        "batch": DimRange(1), "output_0_dim_0": DimRange(0), "output_1_dim_0": DimRange(0)
+    }  # fmt: skip
+    found = Reference(to_bytes(exported.model))({"x": -np.ones((2, 3), np.float32)})
+    assert found["output_0"].shape == (0,)
+
+
+class Turned(torch.nn.Module):
+    def forward(self, x: Any) -> Any:
+        return torch.fft.fft(x)
+
+
+def test_complex_inputs_and_outputs_are_refused() -> None:
+    with pytest.raises(ExportError, match="Output 'output' is complex") as caught:
+        export_module(Turned(), torch.randn(2, 4))
+    assert caught.value.code == "EXPORT_OUTPUTS"
+    with pytest.raises(ExportError, match="input 'x' is complex") as caught:
+        export_module(Turned(), torch.randn(2, 4, dtype=torch.complex64))
+    assert caught.value.code == "EXPORT_INPUTS"
+
+
+class Counter(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return x * 2
+
+
+def test_buffers_that_the_module_changes_are_noted() -> None:
+    exported = export_module(torch.nn.Sequential(Counter()), torch.ones(2, 3))
+    assert "buffer '0.calls' is changed by the module; the graph has it as it was" in exported.notes

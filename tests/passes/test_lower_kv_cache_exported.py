@@ -30,6 +30,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": SMALL,
     "qwen3": SMALL | {"head_dim": 8},
     "gemma2": SMALL | {"head_dim": 8, "sliding_window": 6},
+    "gemma3_text": SMALL | {
+        "head_dim": 8, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"],
+    },
     "phi3": SMALL | {
         "hidden_size": 64, "partial_rotary_factor": 0.5, "pad_token_id": 0, "bos_token_id": 1,
         "eos_token_id": 2,
@@ -42,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "opt": EQUAL_HEADS | {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "bloom": {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4},
 }  # fmt: skip
-WINDOWS = {"mistral": [6, 6], "gemma2": [6, None]}
+WINDOWS = {"mistral": [6, 6], "gemma2": [6, None], "gemma3_text": [6, None]}
 STEPS = 64
 
 
@@ -155,7 +158,7 @@ def test_every_architecture(kind: str, opset: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2"])
 def test_tensor_scatter(kind: str, tmp_path: Path) -> None:
     reference = made(kind, tmp_path)
     recipe = f"{CLEAN_UP},lower-kv-cache{{form=tensor-scatter}},{CLEAN_UP}"

@@ -40,6 +40,25 @@ def test_shapes_of_onnxruntimes_attentions(expression: str, inputs: str, shape: 
     assert shape_of(f"com.microsoft.{expression}", inputs=given) == shape
 
 
+@pytest.mark.parametrize(
+    ("expression", "inputs", "shape"),
+    [
+        ("MatMulNBits <K = 8, N = 5, bits = 4, block_size = 16> (x, w, s)", "uint8[5, 1, 8] w",
+         "batch,sequence,5"),
+        ("GatherBlockQuantized <bits = 4, block_size = 16, gather_axis = 0, quantize_axis = 2> (w, ids, s)",
+         "uint8[90, 2, 8] w, int64[batch, t] ids", "batch,t,2,16"),
+        ("GatherBlockQuantized <bits = 8, block_size = 16, gather_axis = 0, quantize_axis = 1> (w, ids, s)",
+         "uint8[90, 32] w, int64[batch, t] ids", "batch,t,32"),
+        ("GatherBlockQuantized <block_size = 16, gather_axis = 1, quantize_axis = 2> (w, ids, s)",
+         "int4[3, 90, 32] w, int64[t] ids", "3,t,32"),
+        ("GatherBlockQuantized (w, ids, s)", "uint8[90, n] w, int64[t] ids", "?"),
+    ],
+)  # fmt: skip
+def test_shapes_of_weights_in_blocks(expression: str, inputs: str, shape: str) -> None:
+    given = f"float[batch, sequence, 8] x, float[90, 2, 1] s, {inputs}"
+    assert shape_of(f"com.microsoft.{expression}", inputs=given) == shape
+
+
 def test_dims_are_polynomials() -> None:
     assert B * S == S * B
     assert (B + S) * Dim.of(2) - S == B * Dim.of(2) + S

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import burnish
 from burnish.cli import main
 from burnish.errors import ExportError
 
@@ -74,3 +75,16 @@ def test_the_command(make_gguf: MakeGguf, tmp_path: Path) -> None:
     assert {"burnish.json", "model.onnx", "tokenizer.json", "config.json"} <= {
         each.name for each in (tmp_path / "out").iterdir()
     }
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0"])
+def test_kept_weights_and_a_cache_in_place_go_together(make_gguf: MakeGguf, kind: str) -> None:
+    path, _ = make_gguf("llama", kind, config={"num_hidden_layers": 1})
+    made = burnish.export(path, weights="keep", decode_tokens=4)
+    fast, receipts = burnish.optimize(made, measured=False, return_receipts=True)
+    ops = [node.op_type for node in fast.model.graph]
+    assert ops.count("GroupQueryAttention") == 1
+    assert "MatMulNBits" in ops
+    (lowered,) = [receipt for receipt in receipts if receipt.step == "lower-kv-cache" and receipt.rewrites]
+    assert lowered.max_abs_error is not None
+    assert lowered.max_abs_error < 1e-4
