@@ -57,9 +57,7 @@ def capture(
     """
     shapes = _dynamic_shapes(named, axes)
     try:
-        with quiet(), masks_as_given():
-            translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
-        return translated, Dims(*kept_dims(translated, axes, list(tensors(named))))
+        return translated(module, named, axes, opset, program=program, fixed=fixed)
     except ExportError as error:
         if program is not None:
             raise
@@ -71,7 +69,29 @@ def capture(
         raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
 
 
-def _translated(
+def translated(
+    module: Any,
+    named: Mapping[str, Any],
+    axes: Sequence[Axis],
+    opset: int,
+    *,
+    program: Any = None,
+    fixed: bool = False,
+) -> tuple[Any, Dims]:
+    """As `capture`, but for failures, which are torch's own.
+
+    Raises:
+        ExportError: a dim did not stay dynamic (EXPORT_SPECIALISED).
+        Exception: torch cannot trace or translate the module.
+    """
+    with quiet(), masks_as_given():
+        found = _onnx_program(
+            module, named, _dynamic_shapes(named, axes), opset, program=program, fixed=fixed
+        )
+    return found, Dims(*kept_dims(found, axes, list(tensors(named))))
+
+
+def _onnx_program(
     module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int, *, program: Any, fixed: bool
 ) -> Any:
     if fixed:

@@ -18,9 +18,11 @@ from burnish.errors import ExportError
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
+from burnish.exporter.once import capture_once
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
+from burnish.exporter.source import Recast
 from burnish.exporter.storage import Storage
 from burnish.exporter.tidy import name_interface, own_weights, rename_dims, strip_metadata
 from burnish.exporter.values import (
@@ -58,6 +60,8 @@ class Exported:
     """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
     """What was changed or narrowed, and why."""
+    replayed: bool = False
+    """Not every layer was traced: see `burnish.exporter.once`."""
 
 
 @final
@@ -83,6 +87,7 @@ def export_module(
     keep_metadata: bool = False,
     fixed: bool = False,
     program: Any = None,
+    recast: Recast | None = None,
     weights: Weights = Weights(),
 ) -> Exported:
     """Export a module as it computes in eval mode.
@@ -100,6 +105,7 @@ def export_module(
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
+        recast: how the module is made of a model: layers of that which are alike are traced once.
         weights: where they are, and whether they are copied.
 
     Raises:
@@ -116,7 +122,8 @@ def export_module(
         named, result, notes = _widen(module, named, axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed)
+        once = recast and capture_once(recast, named, axes, opset, list(outputs), fixed=fixed)
+        traced, dims = once or capture(module, named, axes, opset, program=program, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
@@ -126,7 +133,9 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
-    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes))
+    return Exported(
+        model, manifest, reference, example, parameters, (*notes, *dims.notes), replayed=once is not None
+    )
 
 
 @final
