@@ -189,6 +189,7 @@ def _attempt(
 ) -> tuple[ir.Model, Manifest, Reference]:
     """Its graph, what is known of it, and how to run it; made in whole where layers exported once differ."""
     from burnish.errors import BurnishError
+    from burnish.exporter.library_fixes import NOTE
     from burnish.exporter.parity import check_parity
     from burnish.exporter.torch_export import Weights, export_module
 
@@ -206,7 +207,7 @@ def _attempt(
         if not exported.replayed:
             raise
         return _attempt(source.whole(), stage, name, opset=opset, seed=seed, fixed=fixed, **options)
-    mended = ("traced with transformers' own patches, as a plain trace fails",) if fixed else ()
+    mended = (NOTE,) if fixed else ()
     receipt = msgspec.structs.replace(receipt, notes=(*source.notes, *mended, *receipt.notes))
     manifest = msgspec.structs.replace(
         exported.signature, source=source.description, receipts=(receipt,),

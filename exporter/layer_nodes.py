@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, final
@@ -44,18 +43,24 @@ class Pairing:
 def by_layer(graph: ir.Graph, stack: Stack) -> list[list[ir.Node]]:
     """The nodes of each traced layer, in order; none where the stack is not in the graph.
 
+    What is of no layer belongs to the layer that it is in the middle of, or that comes after it.
+
     Raises:
         UnlikeError: the layers are not one after another.
     """
-    runs = [(number, list(nodes)) for number, nodes in itertools.groupby(graph, _number(stack))]
-    numbers = [number for number, _ in runs if number is not None]
-    if not numbers and not any(name.startswith(stack.layer(0) + ".") for name in graph.initializers):
+    nodes = list(graph)
+    numbers = list(map(_number(stack), nodes))
+    known = [number for number in numbers if number is not None]
+    if not known and not any(name.startswith(f"{stack.layer(0)}.") for name in graph.initializers):
         return []
-    start = next((place for place, (number, _) in enumerate(runs) if number is not None), 0)
-    layers = runs[start : start + stack.kept]
-    if numbers != list(range(stack.kept)) or [number for number, _ in layers] != numbers:
-        raise UnlikeError(f"the layers of {stack.path} do not follow one another: {[n for n, _ in runs]}")
-    return [nodes for _, nodes in layers]
+    if known != sorted(known) or set(known) != set(range(stack.kept)):
+        raise UnlikeError(f"the layers of {stack.path} do not follow one another")
+    start, layers = numbers.index(0), []
+    for number in range(stack.kept):
+        end = len(numbers) - numbers[::-1].index(number)
+        layers.append(nodes[start:end])
+        start = end
+    return layers
 
 
 def pair(layers: Sequence[Sequence[ir.Node]], stack: Stack) -> Pairing:

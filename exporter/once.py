@@ -7,9 +7,11 @@ the inputs and outputs of the whole module. Like every export, it is then compar
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final, final
 
 import onnx_ir as ir
 
@@ -17,52 +19,61 @@ from burnish.exporter.capture import Dims, translated
 from burnish.exporter.dims import Axis
 from burnish.exporter.layer_nodes import UnlikeError
 from burnish.exporter.layers import Stack, find_stacks, shortened
+from burnish.exporter.library_fixes import NOTE, has_fixes
 from burnish.exporter.quiet import quiet
 from burnish.exporter.replay import Interface, replay
 from burnish.exporter.source import Recast
 from burnish.exporter.values import copies, flat_outputs, tensors
 
-_TRACED = "pkg.torch.export."
+_LOG: Final = logging.getLogger(__name__)
+_TRACED: Final = "pkg.torch.export."
 """What the metadata of a graph that torch says of the whole of what it traced begins with."""
 
 
-def capture_once(
-    recast: Recast, named: Mapping[str, Any], axes: Sequence[Axis], opset: int, outputs: Sequence[str],
-    *, fixed: bool = False,
-) -> tuple[Any, Dims] | None:  # fmt: skip
+@final
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """A module whose graph is wanted, in eval mode, all layers of it."""
+
+    module: Any
+    named: Mapping[str, Any]
+    """Example inputs by parameter name."""
+    axes: Sequence[Axis]
+    """The dynamic ones."""
+    outputs: Sequence[str]
+    """The names of its outputs, as `flat_outputs` calls them."""
+
+
+def capture_once(whole: Whole, recast: Recast, opset: int, *, fixed: bool = False) -> tuple[Any, Dims] | None:
     """As `burnish.exporter.capture.capture`, tracing a few of many layers that are alike.
 
     Args:
-        recast: how the module is made of its model; the model is in eval mode.
-        named: example inputs of the whole module, by parameter name.
-        axes: of those.
+        whole: what is to be exported.
+        recast: how that module is made of its model.
         opset: of the graph.
-        outputs: of the whole module, as `flat_outputs` calls them.
         fixed: with transformers' own mends.
 
     Returns:
-        None where no layers are known to be alike, or anything fails: then the whole module is to be traced.
+        None where no layers are known to be alike, or anything fails: then all are to be traced.
     """
     try:
         stacks = find_stacks(recast.model)
-        return _captured(recast, stacks, named, axes, opset, outputs, fixed) if stacks else None
-    except Exception:  # noqa: BLE001 - the module is anybody's code, and a twin of it asks more of it
+        return _captured(whole, recast, stacks, opset, fixed=fixed) if stacks else None
+    except Exception as error:  # noqa: BLE001 - the module is anybody's code, and a twin of it asks more of it
+        _LOG.debug("every layer is traced: %s", error)
         return None
 
 
 def _captured(
-    recast: Recast, stacks: Sequence[Stack], named: Mapping[str, Any], axes: Sequence[Axis], opset: int,
-    outputs: Sequence[str], fixed: bool,
-) -> tuple[Any, Dims]:  # fmt: skip
+    whole: Whole, recast: Recast, stacks: Sequence[Stack], opset: int, *, fixed: bool
+) -> tuple[Any, Dims]:
     short = recast.make(shortened(recast.model, stacks))
-    takes = inspect.signature(short.forward).parameters
-    gone = inspect.signature(recast.make(recast.model).forward).parameters.keys() - takes.keys()
-    given = {name: value for name, value in named.items() if name not in gone}
+    gone = _takes(whole.module) - _takes(short)
+    given = {name: value for name, value in whole.named.items() if name not in gone}
     with quiet():
         results = list(flat_outputs(short(**copies(given))))
-    program, dims = translated(
-        short, given, [axis for axis in axes if axis.input in given], opset, fixed=fixed
-    )
+    axes = [axis for axis in whole.axes if axis.input in given]
+    program, dims = _traced(short, given, axes, opset, fixed=fixed)
     graph: ir.Graph = program.model.graph
     interface = Interface(
         dict(zip(tensors(given), graph.inputs, strict=True)), dict(zip(results, graph.outputs, strict=True))
@@ -71,9 +82,27 @@ def _captured(
     replayed = [stack for stack in stacks if replay(graph, stack, interface, weights.get)]
     if not replayed:
         raise UnlikeError("the graph holds nothing of these layers")
-    _need_same_dims(interface, named, axes)
-    _complete(graph, interface, (list(tensors(named)), outputs), weights)
+    _need_same_dims(interface, whole)
+    _complete(graph, interface, whole, weights)
     dims.notes.extend(map(_note, replayed))
+    return program, dims
+
+
+def _takes(module: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(module.forward).parameters)
+
+
+def _traced(
+    short: Any, given: Mapping[str, Any], axes: Sequence[Axis], opset: int, *, fixed: bool
+) -> tuple[Any, Dims]:
+    """Where a plain trace of a few layers fails, one of all would: it is not waited for."""
+    try:
+        return translated(short, given, axes, opset, fixed=fixed)
+    except Exception:
+        if fixed or not has_fixes(short):
+            raise
+    program, dims = translated(short, given, axes, opset, fixed=True)
+    dims.notes.append(NOTE)
     return program, dims
 
 
@@ -83,25 +112,20 @@ def _weights(model: Any) -> dict[str, Any]:
     return {name: tensor for each in both for name, tensor in each(remove_duplicate=False)}
 
 
-def _need_same_dims(interface: Interface, named: Mapping[str, Any], axes: Sequence[Axis]) -> None:
+def _need_same_dims(interface: Interface, whole: Whole) -> None:
     """An input of a layer that was not traced has the dims of the one that it was copied from."""
     dims: dict[str, dict[int, Any]] = {}
-    for axis in axes:
+    for axis in whole.axes:
         dims.setdefault(axis.input, {})[axis.axis] = (axis.name, axis.allowed)
     for name, like in interface.copied.items():
-        one, other = named[name], named[like]
+        one, other = whole.named[name], whole.named[like]
         if (one.shape, one.dtype, dims.get(name)) != (other.shape, other.dtype, dims.get(like)):
             raise UnlikeError(f"input {name} is not like {like}")
 
 
-def _complete(
-    graph: ir.Graph,
-    interface: Interface,
-    names: tuple[Sequence[str], Sequence[str]],
-    weights: Mapping[str, Any],
-) -> None:
+def _complete(graph: ir.Graph, interface: Interface, whole: Whole, weights: Mapping[str, Any]) -> None:
     """Inputs, outputs and initializers in the order of the whole module."""
-    inputs, outputs = names
+    inputs, outputs = list(tensors(whole.named)), whole.outputs
     if set(inputs) != interface.inputs.keys() or set(outputs) != interface.outputs.keys():
         raise UnlikeError(f"inputs {list(interface.inputs)} and outputs {list(interface.outputs)}")
     graph.inputs.clear()

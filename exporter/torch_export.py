@@ -18,7 +18,7 @@ from burnish.errors import ExportError
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
-from burnish.exporter.once import capture_once
+from burnish.exporter.once import Whole, capture_once
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
@@ -122,7 +122,8 @@ def export_module(
         named, result, notes = _widen(module, named, axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        once = recast and capture_once(recast, named, axes, opset, list(outputs), fixed=fixed)
+        whole = Whole(module, named, axes, list(outputs))
+        once = recast and capture_once(whole, recast, opset, fixed=fixed)
         traced, dims = once or capture(module, named, axes, opset, program=program, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
