@@ -60,7 +60,8 @@ def export(
             `last_logits_only` (of a language model; default True), `weights` (of a GGUF file: "float", or
             "keep": as stored, where that is exact), `decode_tokens` (how many are compared; default 64),
             `trust_code` (load pickles and folders with code of their own: both run code), `dtype` (of the
-            weights; see `burnish.staging.DTYPES`), `tell` (told what is being done).
+            weights; see `burnish.staging.DTYPES`), `layers_once` (trace layers that are proven to be alike
+            once; default True), `tell` (told what is being done).
 
     Returns:
         The artifact; its first receipt is the comparison.
@@ -88,8 +89,9 @@ def export(
 
 
 def _made(
-    given: tuple[Any, Any, Any], stage: Stage, *, opset: int, seed: int, **options: Any
-) -> Artifact | Bundle:
+    given: tuple[Any, Any, Any], stage: Stage, *, opset: int, seed: int, layers_once: bool = True,
+    **options: Any,
+) -> Artifact | Bundle:  # fmt: skip
     """What becomes of a source, its example inputs and its dynamic dims, in memory or on the stage."""
     from burnish.exporter.source import TorchParts
     from burnish.exporter.sources import resolve
@@ -98,6 +100,7 @@ def _made(
     stage.tell("loading")
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
     found = resolve(source, inputs, adopt=stage.adopt, **chosen)
+    found = found if layers_once else found.whole()
     if isinstance(found, TorchParts):
         return _several(found, stage, opset=opset, seed=seed, **options)
     stage.place(found.module)
@@ -121,7 +124,19 @@ def _upgraded(
     return made if output is None else write(made, Path(output))
 
 
-def _alone(
+def _alone(source: TorchSource, stage: Stage, notes: Sequence[str], **options: Any) -> Artifact:
+    """One module as one artifact; where layers were exported once and it decodes wrongly, in whole."""
+    from burnish.errors import MismatchError
+
+    try:
+        return _decoded(source, stage, notes, **options)
+    except MismatchError:
+        if not stage.replayed:
+            raise
+        return _decoded(source.whole(), stage, notes, **options)
+
+
+def _decoded(
     source: TorchSource, stage: Stage, notes: Sequence[str], *, opset: int, seed: int,
     decode_tokens: int | None = None, weights: str = "float", **options: Any,
 ) -> Artifact:  # fmt: skip
@@ -187,19 +202,26 @@ def _attempt(
     at: Mapping[str, int] | None = None,
     **options: Any,
 ) -> tuple[ir.Model, Manifest, Reference]:
-    """Its graph, what is known of it, and how to run it."""
+    """Its graph, what is known of it, and how to run it; made in whole where layers exported once differ."""
+    from burnish.exporter.library_fixes import NOTE
     from burnish.exporter.parity import check_parity
     from burnish.exporter.torch_export import Weights, export_module
 
     stage.tell(f"tracing {name}" + (" with transformers' patches" if fixed else ""))
     exported = export_module(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
-        weights=Weights(stage.storage, not stage.owned), fixed=fixed, at=at, **options,
+        weights=Weights(stage.storage, not stage.owned), fixed=fixed, at=at, recast=source.recast, **options,
     )  # fmt: skip
+    stage.replayed = exported.replayed
     stage.tell(f"comparing {name} with PyTorch at several sizes")
-    with stage.reference(exported.model, name) as run:
-        receipt = check_parity(exported, run, seed=seed)
-    mended = ("traced with transformers' own patches, as a plain trace fails",) if fixed else ()
+    try:
+        with stage.reference(exported.model, name) as run:
+            receipt = check_parity(exported, run, seed=seed)
+    except BurnishError:
+        if not exported.replayed:
+            raise
+        return _attempt(source.whole(), stage, name, opset=opset, seed=seed, fixed=fixed, at=at, **options)
+    mended = (NOTE,) if fixed else ()
     if at:
         sizes = ", ".join(f"{dim}={size}" for dim, size in at.items())
         mended = (f"traced at {sizes}, as a trace at the examples' sizes is wrong there",)

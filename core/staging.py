@@ -55,6 +55,8 @@ class Stage:
         self.storage: Storage | None = None
         self.owned = False
         """The module is burnish's own: nobody will change its weights."""
+        self.replayed = False
+        """Layers of the graph that was made last were exported once."""
 
     def __enter__(self) -> Stage:
         return self

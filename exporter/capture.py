@@ -60,10 +60,7 @@ def capture(
     """
     shapes = _dynamic_shapes(named, axes)
     try:
-        with quiet(), traceable():
-            translated = _translated(module, named, shapes, opset, program=program, fixed=fixed)
-        symbols, ranges, notes = kept_dims(translated, axes, list(tensors(named)))
-        return translated, Dims(symbols, ranges, notes + _changed(translated))
+        return translated(module, named, axes, opset, program=program, fixed=fixed)
     except ExportError as error:
         if program is not None:
             raise ExportError(error.what, _AGAIN, code=error.code) from error
@@ -75,7 +72,30 @@ def capture(
         raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
 
 
-def _translated(
+def translated(
+    module: Any,
+    named: Mapping[str, Any],
+    axes: Sequence[Axis],
+    opset: int,
+    *,
+    program: Any = None,
+    fixed: bool = False,
+) -> tuple[Any, Dims]:
+    """As `capture`, but for failures, which are torch's own.
+
+    Raises:
+        ExportError: a dim did not stay dynamic (EXPORT_SPECIALISED).
+        Exception: torch cannot trace or translate the module.
+    """
+    with quiet(), traceable():
+        found = _onnx_program(
+            module, named, _dynamic_shapes(named, axes), opset, program=program, fixed=fixed
+        )
+    symbols, ranges, notes = kept_dims(found, axes, list(tensors(named)))
+    return found, Dims(symbols, ranges, notes + _changed(found))
+
+
+def _onnx_program(
     module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int, *, program: Any, fixed: bool
 ) -> Any:
     if fixed:

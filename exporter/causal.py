@@ -22,7 +22,7 @@ from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.example_inputs import BATCH, longest, need_run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import torch
-from burnish.exporter.source import TorchSource
+from burnish.exporter.source import Recast, TorchSource
 
 PAST: Final = "past_key_values"
 PRESENT: Final = "present"
@@ -46,11 +46,23 @@ def causal_source(model: Any, *, last_logits_only: bool = True) -> TorchSource:
     past = past_inputs(layout)
     sequence = 1 if layout.has_states else _SEQUENCE
     inputs, dims = _examples(model, past, sequence)
-    forward = _forward(model, layout, past, last_logits_only=last_logits_only)
-    module = seen_through(model, forward, ["input_ids", "attention_mask", *past])
+
+    def make(model: Any) -> Any:
+        return _cached(model, find_layout(model), last_logits_only=last_logits_only)
+
+    module = _cached(model, layout, last_logits_only=last_logits_only)
     names = {parameter(name): name for name in past}
     notes = ("takes one token at a time, from states of zeros on",) if layout.has_states else ()
-    return TorchSource(module, inputs, dims, notes=notes, input_names=names, model=model)
+    return TorchSource(
+        module, inputs, dims, notes=notes, input_names=names, model=model, recast=Recast(model, make)
+    )
+
+
+def _cached(model: Any, layout: Layout, *, last_logits_only: bool) -> Any:
+    """The model as it takes its cache as tensors."""
+    past = past_inputs(layout)
+    forward = _forward(model, layout, past, last_logits_only=last_logits_only)
+    return seen_through(model, forward, ["input_ids", "attention_mask", *past])
 
 
 def find_layout(model: Any) -> Layout:

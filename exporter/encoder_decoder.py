@@ -24,7 +24,7 @@ from burnish.exporter.dims import Assumed, DimSpec
 from burnish.exporter.example_inputs import BATCH, Examples, longest, make_examples, need_run, run
 from burnish.exporter.modules import parameter, seen_through
 from burnish.exporter.needs import need, torch
-from burnish.exporter.source import TorchParts, TorchSource
+from burnish.exporter.source import Recast, TorchParts, TorchSource
 
 ENCODER: Final = "encoder"
 DECODER: Final = "decoder"
@@ -45,6 +45,13 @@ def encoder_decoder_source(model: Any, *, last_logits_only: bool = True) -> Torc
     text = "attention_mask" in examples.inputs
     length = next((dims.get(1) for dims in examples.dynamic.values() if text), None)
     fixed = None if length is not None or _varies(examples) else hidden.shape[1]
+
+    def recast(name: str) -> Recast:
+        def make(model: Any) -> Any:
+            return encoder_decoder_source(model, last_logits_only=last_logits_only).parts[name].module
+
+        return Recast(model, make)
+
     parts = {
         ENCODER: _encoder(model, examples, cross),
         DECODER: _decoder(
@@ -52,7 +59,9 @@ def encoder_decoder_source(model: Any, *, last_logits_only: bool = True) -> Torc
             length=None if fixed else _renamed(length), last_logits_only=last_logits_only,
         ),
     }  # fmt: skip
-    return TorchParts(parts, model=model)
+    return TorchParts(
+        {name: dataclasses.replace(part, recast=recast(name)) for name, part in parts.items()}, model=model
+    )
 
 
 def _encoder_examples(model: Any) -> Examples:

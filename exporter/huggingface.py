@@ -21,7 +21,7 @@ from burnish.exporter.modules import plain
 from burnish.exporter.needs import need
 from burnish.exporter.pooling import read_pooling, sentence_embedding
 from burnish.exporter.quiet import quiet
-from burnish.exporter.source import TRUSTED, Adopt, TorchParts, TorchSource, left_as_is
+from burnish.exporter.source import TRUSTED, Adopt, Recast, TorchParts, TorchSource, left_as_is
 from burnish.exporter.tasks import Task, find_task, is_known, loader_of
 
 _TOKENIZER: tuple[str, ...] = ("tokenizer_config.json", "tokenizer.json")
@@ -88,10 +88,13 @@ def _source(
         return encoder_decoder_source(module, last_logits_only=last_logits_only)
     examples = make_examples(module, wanted)
     dynamic = {name: _within(module, dims) for name, dims in examples.dynamic.items()}
-    if task.form == "embedding":
-        pooled = sentence_embedding(module, read_pooling(folder), list(examples.inputs))
-        return TorchSource(pooled, examples.inputs, dynamic)
-    return TorchSource(plain(module, list(examples.inputs)), examples.inputs, dynamic)
+    names = list(examples.inputs)
+    pooling = read_pooling(folder) if task.form == "embedding" else None
+
+    def make(model: Any) -> Any:
+        return plain(model, names) if pooling is None else sentence_embedding(model, pooling, names)
+
+    return TorchSource(make(module), examples.inputs, dynamic, recast=Recast(module, make))
 
 
 def _within(module: Any, dims: Mapping[int, DimSpec]) -> dict[int, DimSpec]:

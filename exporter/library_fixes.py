@@ -20,6 +20,9 @@ MENDED: Final = frozenset(
 )
 """Failures after which a trace with the mends is worth a try."""
 
+NOTE: Final = "traced with transformers' own patches, as a plain trace fails"
+"""What the receipt of such an export says."""
+
 
 def has_fixes(module: Any) -> bool:
     """True for a model of transformers."""

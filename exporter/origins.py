@@ -20,8 +20,8 @@ import onnx_ir as ir
 from burnish.passes.base import bodies
 from burnish.provenance import Origin, origins, write_origins
 
-_SCOPES: Final = "pkg.torch.onnx.name_scopes"
-_CLASSES: Final = "pkg.torch.onnx.class_hierarchy"
+SCOPES: Final = "pkg.torch.onnx.name_scopes"
+CLASSES: Final = "pkg.torch.onnx.class_hierarchy"
 _STACK: Final = "pkg.torch.onnx.stack_trace"
 _NO_MODULE: Final = "_empty_nn_module_stack_from_metadata_hook"  # torch's own nodes: sizes, checks
 _NOT_THE_MODULES: Final = ("torch/", "burnish/exporter/")  # torch's own lines, and what stands in for them
@@ -50,7 +50,7 @@ def _note(graph: ir.Graph | ir.Function, around: Origin) -> None:
 
 
 def _origin(metadata: Mapping[str, str], around: Origin) -> Origin:
-    scopes, classes = _list(metadata, _SCOPES), _list(metadata, _CLASSES)
+    scopes, classes = read_list(metadata, SCOPES), read_list(metadata, CLASSES)
     if not scopes or len(scopes) != len(classes) or _NO_MODULE in scopes:
         return around
     source = source_of(metadata.get(_STACK, ""))
@@ -60,12 +60,12 @@ def _origin(metadata: Mapping[str, str], around: Origin) -> Origin:
 
 
 def _outermost(metadata: Mapping[str, str]) -> Origin | None:
-    scopes, classes = _list(metadata, _SCOPES), _list(metadata, _CLASSES)
+    scopes, classes = read_list(metadata, SCOPES), read_list(metadata, CLASSES)
     known = len(scopes) > 1 and len(scopes) == len(classes) and scopes[0] == ""
     return Origin("", _class(classes[0])) if known else None
 
 
-def _list(metadata: Mapping[str, str], key: str) -> Sequence[str]:
+def read_list(metadata: Mapping[str, str], key: str) -> Sequence[str]:
     """A list that torch wrote with repr; empty where it is not one."""
     try:
         found = ast.literal_eval(metadata.get(key, "[]"))

@@ -36,6 +36,16 @@ TRUSTED: Final = "--trust-code: code of the source was run while it was loaded"
 
 @final
 @dataclasses.dataclass(frozen=True)
+class Recast:
+    """How a module to export is made of a model, so that it can be made of a twin of the model too."""
+
+    model: Any
+    make: Callable[[Any], Any]
+    """The model, or a twin with other parts -> the module to export."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
 class TorchSource:
     """A module with what is needed to export it."""
 
@@ -54,6 +64,8 @@ class TorchSource:
     """The transformers model that greedy decoding is compared with; None where there is nothing to decode."""
     program: Any = None
     """The `torch.export.ExportedProgram` that the module is, where torch has traced it already."""
+    recast: Recast | None = None
+    """Where the module can be made of fewer layers too; None: it cannot."""
     stored: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What a GGUF file stores (`burnish.exporter.gguf_weights.StoredTensor`), by state-dict name."""
 
@@ -65,6 +77,10 @@ class TorchSource:
         notes, after = adopt(self.module), main_type(self.module)
         inputs = self.inputs if before == after else _converted(self.inputs, before, after)
         return dataclasses.replace(self, inputs=inputs, notes=(*self.notes, *notes))
+
+    def whole(self) -> Self:
+        """The source, to be traced layer by layer."""
+        return dataclasses.replace(self, recast=None)
 
     def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
         """The source with what its folder says of it."""
@@ -98,6 +114,10 @@ class TorchParts:
     notes: tuple[str, ...] = ()
     model: Any = None
     """The transformers model that greedy decoding is compared with."""
+
+    def whole(self) -> Self:
+        """The parts, to be traced layer by layer."""
+        return dataclasses.replace(self, parts={name: part.whole() for name, part in self.parts.items()})
 
     def described(self, text: str, attachments: Attachments, notes: tuple[str, ...] = ()) -> Self:
         """The parts with what their folder says of them."""

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from burnish.errors import BurnishError, ExportError, MissingDependencyError, nearest
-from burnish.exporter.source import Adopt, TorchParts, TorchSource, left_as_is
+from burnish.exporter.source import Adopt, Recast, TorchParts, TorchSource, left_as_is
 
 _CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # Each of these is a pickle, or an archive with one inside: loading it runs the code that it carries.
@@ -119,7 +119,8 @@ def _module(module: Any, inputs: Any) -> TorchSource:
             code="EXPORT_INPUTS",
         )
     kind = type(module)
-    return TorchSource(module, inputs, description=f"torch: {kind.__module__}.{kind.__qualname__}")
+    described = f"torch: {kind.__module__}.{kind.__qualname__}"
+    return TorchSource(module, inputs, description=described, recast=Recast(module, lambda model: model))
 
 
 def _refuse_pickle(path: Path) -> None:

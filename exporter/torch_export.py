@@ -20,9 +20,11 @@ from burnish.exporter.blame import place_of
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
+from burnish.exporter.once import Whole, capture_once
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
+from burnish.exporter.source import Recast
 from burnish.exporter.storage import Storage
 from burnish.exporter.tidy import (
     name_free_dims,
@@ -66,6 +68,8 @@ class Exported:
     """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
     """What was changed or narrowed, and why."""
+    replayed: bool = False
+    """Not every layer was traced: see `burnish.exporter.once`."""
 
 
 @final
@@ -92,6 +96,7 @@ def export_module(
     fixed: bool = False,
     at: Mapping[str, int] | None = None,
     program: Any = None,
+    recast: Recast | None = None,
     weights: Weights = Weights(),
 ) -> Exported:
     """Export a module as it computes in eval mode.
@@ -110,6 +115,7 @@ def export_module(
         fixed: trace with transformers' own mends.
         at: sizes of dynamic dims to trace at, instead of the examples' own.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
+        recast: how the module is made of a model: layers of that which are alike are traced once.
         weights: where they are, and whether they are copied.
 
     Raises:
@@ -126,7 +132,9 @@ def export_module(
         named, result, notes = _widen(module, _sized(named, axes, at or {}), axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed)
+        whole = Whole(module, named, axes, list(outputs))
+        once = recast and capture_once(whole, recast, opset, fixed=fixed)
+        traced, dims = once or capture(module, named, axes, opset, program=program, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
@@ -138,7 +146,9 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
-    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes))
+    return Exported(
+        model, manifest, reference, example, parameters, (*notes, *dims.notes), replayed=once is not None
+    )
 
 
 @final

@@ -45,12 +45,14 @@ _SHOWN: Final = 8  # inputs, outputs or sizes that are shown one by one
                                       "onnxruntime's CPU provider cannot run.")  # fmt: skip
 @click.option("--dim", "dims", multiple=True, callback=parse_pairs, metavar="NAME=MIN:MAX",
               help="Range of a dynamic dim; leave MAX out for no bound (batch=1:).")  # fmt: skip
+@click.option("--layers-once/--no-layers-once", default=True, show_default=True,
+              help="Trace layers that are proven to be alike once.")  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs.")
 @json_option
 def export(
     source: str, output: str, opset: int, task: str | None, inputs: str | None, dynamic: Mapping[str, str],
     trust_code: bool, weights: str, all_logits: bool, decode_tokens: int | None, dtype: str,
-    dims: Mapping[str, str], seed: int, as_json: bool,
+    dims: Mapping[str, str], layers_once: bool, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Export SOURCE to ONNX and prove that it computes what PyTorch computes.
 
@@ -74,7 +76,7 @@ def export(
         artifact = run(
             source, inputs, dynamic=_axes(dynamic), output=output, opset=opset, task=task, ranges=ranges,
             seed=seed, trust_code=trust_code, weights=weights, last_logits_only=not all_logits,
-            decode_tokens=decode_tokens, dtype=dtype, tell=_teller(status),
+            decode_tokens=decode_tokens, dtype=dtype, layers_once=layers_once, tell=_teller(status),
         )  # fmt: skip
     if as_json:
         whole = _as_json(artifact.manifest)
