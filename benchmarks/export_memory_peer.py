@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from burnish.exporter.causal import causal_source
+from burnish.exporter.dims import read_axes
 from burnish.exporter.quiet import quiet
 
 
@@ -29,14 +30,11 @@ def main() -> None:
 
 
 def _shapes(inputs: Any, dynamic: Any) -> dict[str, dict[int, Any]]:
-    known: dict[str, Any] = {}
-    return {
-        name: {axis: _dim(spec, known) for axis, spec in dynamic.get(name, {}).items()} for name in inputs
+    axes = read_axes(dynamic, {name: tuple(tensor.shape) for name, tensor in inputs.items()})
+    dims = {
+        a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes if not a.parts
     }
-
-
-def _dim(spec: Any, known: dict[str, Any]) -> Any:
-    name, low, high = (spec, 1, None) if isinstance(spec, str) else spec
-    if not name.isidentifier():
-        return torch.export.Dim.AUTO
-    return known.setdefault(name, torch.export.Dim(name, min=low, max=high))
+    shapes: dict[str, dict[int, Any]] = {name: {} for name in inputs}
+    for axis in axes:
+        shapes[axis.input][axis.axis] = dims.get(axis.name, torch.export.Dim.AUTO)
+    return shapes

@@ -112,7 +112,7 @@ def main() -> None:
         metric=("perplexity", lambda way: perplexity(way, texts, layers)),
         timed=(f"one token after {WINDOW - 1}, with the cache", lambda way: way.run(steps[way.name])),
         folder=output, seconds=2 if quick else 10,
-        remarks=[f"int8 tells: {tell(ways[-1], layers, 60 if quick else 300, random)!r}"],
+        remarks=[f"int8 tells: {tell(ways[-1], layers, 60 if quick else 100, random)!r}"],
     )  # fmt: skip
 
 

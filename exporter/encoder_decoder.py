@@ -139,7 +139,7 @@ def _takes_several(model: Any, examples: Examples, hidden: Any) -> bool:
     except Exception:  # noqa: BLE001 - whatever the model says against several tokens
         return False
     found = torch.cat([first.logits, then.logits], dim=1)
-    return found.shape == wanted.shape and torch.allclose(found, wanted, rtol=_ALIKE, atol=_ALIKE)
+    return bool(found.shape == wanted.shape and torch.allclose(found, wanted, rtol=_ALIKE, atol=_ALIKE))
 
 
 def _hidden(model: Any, examples: Examples) -> Any:

@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
+import onnx_ir as ir
 import pytest
 import transformers
 
-from burnish.benchmarks import export_memory
+from burnish.benchmarks import export_memory, export_memory_peer
 from burnish.benchmarks.export_memory import Cost, limit, make_folder, report, watch
 
 pytestmark = pytest.mark.torch
@@ -43,3 +44,14 @@ def test_report_says_whether_the_promise_was_kept() -> None:
     assert "1.25 x torch.onnx.export" in report(1.3, [ours, theirs])
     broken = Cost("burnish export", 100.0, 9_400_000_000, 0, 5_200_000_000)
     assert "BROKEN" in report(1.3, [broken, theirs])
+
+
+def test_the_peer_exports_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(export_memory.SHAPES, 0.1, (32, 48, 2, 2))
+    monkeypatch.setattr(export_memory, "VOCABULARY", 100)
+    make_folder(tmp_path / "folder", 0.1)
+    monkeypatch.setattr(sys, "argv", ["peer", str(tmp_path / "folder"), str(tmp_path / "model.onnx")])
+    export_memory_peer.main()
+    model = ir.load(tmp_path / "model.onnx")
+    assert [value.name for value in model.graph.inputs][:2] == ["input_ids", "attention_mask"]
+    assert isinstance(model.graph.inputs[0].shape[1], ir.SymbolicDim)
