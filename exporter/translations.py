@@ -1,4 +1,4 @@
-"""ONNX for the operators of burnish itself: recurrent layers.
+"""ONNX for operators that torch.onnx does not translate: burnish's own recurrent layers, and checks of torch.
 
 ONNX's LSTM, GRU and RNN are one layer each, want the gates in another order than torch, and the weights of
 both directions in one tensor; what comes out has the directions on an axis of their own
@@ -39,7 +39,17 @@ class _Layers:
 def translations() -> dict[Any, Callable[..., Any]]:
     """Operator -> what writes it with onnxscript; torch.onnx.export takes it (`custom_translation_table`)."""
     own = torch.ops.burnish
-    return {own.lstm.default: _lstm, own.rnn.default: _gru_or_rnn}
+    return {
+        own.lstm.default: _lstm,
+        own.rnn.default: _gru_or_rnn,
+        torch.ops.aten._is_all_true.default: _is_all_true,
+    }
+
+
+def _is_all_true(truths: Any) -> Any:
+    """Of booleans of any shape: what torch._check_tensor_all asks."""
+    ones = op.Cast(truths, to=ir.DataType.INT32)
+    return op.Cast(op.ReduceMin(ones, keepdims=0), to=ir.DataType.BOOL)
 
 
 def _lstm(
