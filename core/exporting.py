@@ -147,8 +147,9 @@ def _alone(
 def _one(
     source: TorchSource, stage: Stage, name: str, **options: Any
 ) -> tuple[ir.Model, Manifest, Reference]:
-    """One module exported and compared; once more, with transformers' patches, where that fails."""
+    """One module exported and compared; again with transformers' patches, then as the example goes."""
     from burnish.errors import ExportError, MismatchError
+    from burnish.exporter.following import FOLLOWED
     from burnish.exporter.library_fixes import MENDED, has_fixes
 
     try:
@@ -158,6 +159,11 @@ def _one(
             raise
         try:
             return _attempt(source, stage, name, fixed=True, **options)
+        except (ExportError, MismatchError) as second:
+            if second.code not in FOLLOWED:
+                raise error from None
+        try:
+            return _attempt(source, stage, name, fixed=True, followed=True, **options)
         except (ExportError, MismatchError):
             raise error from None
 

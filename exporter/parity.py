@@ -56,6 +56,7 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     compared: list[Assignment] = []
     notes = list(exported.notes)
     usual = len(lattice(exported.signature.inputs, exported.signature.dims, exported.parameters))
+    usual += len(exported.doubtful)
     for number, assignment in enumerate(_all_assignments(exported)):
         if number >= usual and len(compared) >= _WANTED:
             break
@@ -136,6 +137,7 @@ def _all_assignments(exported: Exported) -> Iterator[Assignment]:
     ]
     usual = lattice(specs, dims, exported.parameters)
     yield from usual
+    yield from exported.doubtful
     yield from (each for index, each in enumerate(steps) if each not in usual and each not in steps[:index])
 
 

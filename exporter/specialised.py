@@ -199,11 +199,11 @@ class _Guards(logging.Handler):
             condition = text.removeprefix("eval ").partition(" [guard added]")[0]
             for name, meaning in self._names.items():
                 condition = re.sub(rf"\b{name}\b", meaning, condition)
-            self.found.append(Guard(condition, _module_line(sys._getframe())))
+            self.found.append(Guard(condition, module_line(sys._getframe())))
 
 
-def _module_line(frame: FrameType | None) -> str:
-    """The innermost line on the stack that is not torch's own, as `file.py:12 in forward: code`."""
+def module_line(frame: FrameType | None) -> str:
+    """The innermost line on a stack that is not torch's or ours, as `file.py:12 in forward: code`."""
     while frame is not None:
         code = frame.f_code
         if not code.co_filename.startswith((_TORCH, _OWN, "<")) and code.co_filename not in _LOGGING:

@@ -18,6 +18,8 @@ from burnish.errors import ExportError
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
+from burnish.exporter.following import roomy
+from burnish.exporter.lattice import lattice
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
 from burnish.exporter.shapes import Shapes, Sizes, correct_shapes
@@ -33,6 +35,7 @@ from burnish.exporter.values import (
     to_numpy,
     to_tensor,
 )  # fmt: skip
+from burnish.feeds import Assignment
 from burnish.manifest import Manifest
 from burnish.model import signature
 
@@ -58,6 +61,8 @@ class Exported:
     """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
     """What was changed or narrowed, and why."""
+    doubtful: tuple[Assignment, ...] = ()
+    """Sizes to compare at, beside the usual ones."""
 
 
 @final
@@ -82,6 +87,7 @@ def export_module(
     output_names: Sequence[str] | None = None,
     keep_metadata: bool = False,
     fixed: bool = False,
+    followed: bool = False,
     program: Any = None,
     weights: Weights = Weights(),
 ) -> Exported:
@@ -99,6 +105,7 @@ def export_module(
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
+        followed: trace so, and follow the example where values or sizes decide.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
         weights: where they are, and whether they are copied.
 
@@ -113,10 +120,10 @@ def export_module(
     renamed = {name: (input_names or {}).get(name, name) for name in shapes}
     axes = read_axes(dynamic, shapes, ranges)
     with evaluating(module):
-        named, result, notes = _widen(module, named, axes)
+        named, result, notes = _widen(module, named, axes, large=followed)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed)
+        traced, dims = capture(module, named, axes, opset, program=program, fixed=fixed, followed=followed)
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
@@ -126,7 +133,9 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
-    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes))
+    sizes = {axis.name: int(named[axis.input].shape[axis.axis]) for axis in axes if not axis.parts}
+    doubtful = dims.doubtful(sizes, lattice(manifest.inputs, manifest.dims, parameters))
+    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes), tuple(doubtful))
 
 
 @final
@@ -157,13 +166,15 @@ def _need(opset: int) -> None:
         )
 
 
-def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[dict[str, Any], Any, list[str]]:
+def _widen(
+    module: Any, named: dict[str, Any], axes: Sequence[Axis], *, large: bool
+) -> tuple[dict[str, Any], Any, list[str]]:
     """Inputs at sizes that hide nothing, and the module's result on them.
 
     Where the module fails at the new sizes (its dims depend on each other), the given ones are kept.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
-    sizes = example_sizes(axes, shapes)
+    sizes = example_sizes(axes, roomy(axes, shapes) if large else shapes)
     changed = {a.name: sizes[a.name] for a in axes if shapes[a.input][a.axis] != sizes[a.name]}
     wide = dict(named)
     for axis in axes:
