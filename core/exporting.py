@@ -180,15 +180,18 @@ def _one(
 
 
 def _again(source: TorchSource, error: BurnishError) -> Iterator[dict[str, Any]]:
-    """Other ways to trace: at the sizes that came out wrong, as a branch went another way there; and with
-    transformers' patches.
+    """Other ways to trace: at the sizes that came out wrong, as a branch went another way there; with
+    transformers' patches; and last, as the example goes.
     """
+    from burnish.exporter.following import FOLLOWED
     from burnish.exporter.library_fixes import MENDED, has_fixes
 
     if isinstance(error, MismatchError) and error.sizes and source.program is None:
         yield {"at": error.sizes}
     if error.code in MENDED and has_fixes(source.module):
         yield {"fixed": True}
+        if error.code in FOLLOWED:
+            yield {"fixed": True, "followed": True}
 
 
 def _attempt(

@@ -10,6 +10,7 @@ from typing import Any, Final, final
 from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.failures import typed
+from burnish.exporter.following import Taken, decisions, follow
 from burnish.exporter.library_fixes import fixes, translate
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import quiet
@@ -17,6 +18,7 @@ from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
 from burnish.exporter.traceable import traceable
 from burnish.exporter.translations import translations
 from burnish.exporter.values import copies, tensors
+from burnish.feeds import Assignment
 from burnish.manifest import DimRange
 
 _AGAIN: Final = "The program was traced so: trace it again, with that dim in dynamic_shapes."
@@ -31,6 +33,14 @@ class Dims:
     """The name that each symbol of the graph stands for."""
     ranges: dict[str, DimRange]
     notes: list[str]
+    taken: Taken | None = None
+    """What a trace that follows the example took for granted."""
+
+    def doubtful(self, example: Assignment, compared: Sequence[Assignment]) -> list[Assignment]:
+        """Sizes to compare at beside those: where what was taken for granted is not so."""
+        if self.taken is None:
+            return []
+        return self.taken.doubtful(self.symbols, self.ranges, compared, example)
 
 
 def capture(
@@ -41,6 +51,7 @@ def capture(
     *,
     program: Any = None,
     fixed: bool = False,
+    followed: bool = False,
 ) -> tuple[Any, Dims]:
     """Trace a module and translate it; torch's own optimiser stays off.
 
@@ -50,6 +61,7 @@ def capture(
         axes: the dynamic axes.
         opset: of the graph.
         fixed: with transformers' own mends (see `burnish.exporter.library_fixes`).
+        followed: the trace follows the example (see `burnish.exporter.following`).
         program: the module as torch has traced it already; it is translated as it is.
 
     Returns:
@@ -60,6 +72,8 @@ def capture(
     """
     shapes = _dynamic_shapes(named, axes)
     try:
+        if followed:
+            return _followed(module, named, axes, opset)
         return translated(module, named, axes, opset, program=program, fixed=fixed)
     except ExportError as error:
         if program is not None:
@@ -122,6 +136,20 @@ def _changed(translated: Any) -> list[str]:
     return [
         f"buffer {name!r} is changed by the module; the graph has it as it was" for name in changed.values()
     ]
+
+
+def _followed(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int) -> tuple[Any, Dims]:
+    with quiet():
+        decided = decisions(module, named)
+        with traceable():
+            found, taken = follow(module, named, axes, opset, decided)
+    free = [dataclasses.replace(axis, promised=False) for axis in axes]
+    symbols, _, _ = kept_dims(found, free, list(tensors(named)))
+    ranges = {axis.name: axis.allowed for axis in axes if not axis.parts}
+    notes = [f"taken as on the example: {decision}" for decision in taken.decisions]
+    if taken.conditions:
+        notes.append(f"{len(taken.conditions)} conditions on sizes taken as on the example")
+    return found, Dims(symbols, ranges, notes + _changed(found), taken)
 
 
 def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     wrong: list[MismatchError] = []
     notes = list(exported.notes)
     usual = len(lattice(exported.signature.inputs, exported.signature.dims, exported.parameters))
+    usual += len(exported.doubtful)
     for number, assignment in enumerate(_all_assignments(exported)):
         if number >= usual and len(compared) >= _WANTED:
             break
@@ -157,6 +158,7 @@ def _all_assignments(exported: Exported) -> Iterator[Assignment]:
     ]
     usual = lattice(specs, dims, exported.parameters)
     yield from usual
+    yield from exported.doubtful
     yield from (each for index, each in enumerate(steps) if each not in usual and each not in steps[:index])
 
 

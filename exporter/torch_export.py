@@ -20,6 +20,8 @@ from burnish.exporter.blame import place_of
 from burnish.exporter.capture import Dims, capture
 from burnish.exporter.dims import Axis, Dynamic, example_sizes, other_sizes, read_axes
 from burnish.exporter.failures import said
+from burnish.exporter.following import roomy
+from burnish.exporter.lattice import lattice
 from burnish.exporter.once import Whole, capture_once
 from burnish.exporter.origins import note_origins
 from burnish.exporter.quiet import evaluating, quiet
@@ -43,6 +45,7 @@ from burnish.exporter.values import (
     to_numpy,
     to_tensor,
 )  # fmt: skip
+from burnish.feeds import Assignment
 from burnish.manifest import DimRange, Manifest
 from burnish.model import signature
 
@@ -70,6 +73,8 @@ class Exported:
     """What was changed or narrowed, and why."""
     replayed: bool = False
     """Not every layer was traced: see `burnish.exporter.once`."""
+    doubtful: tuple[Assignment, ...] = ()
+    """Sizes to compare at, beside the usual ones."""
 
 
 @final
@@ -95,6 +100,7 @@ def export_module(
     keep_metadata: bool = False,
     fixed: bool = False,
     at: Mapping[str, int] | None = None,
+    followed: bool = False,
     program: Any = None,
     recast: Recast | None = None,
     weights: Weights = Weights(),
@@ -114,6 +120,7 @@ def export_module(
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
         at: sizes of dynamic dims to trace at, instead of the examples' own.
+        followed: trace so, and follow the example where values or sizes decide.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
         recast: how the module is made of a model: layers of that which are alike are traced once.
         weights: where they are, and whether they are copied.
@@ -129,12 +136,14 @@ def export_module(
     renamed = {name: (input_names or {}).get(name, name) for name in shapes}
     axes = read_axes(dynamic, shapes, ranges)
     with evaluating(module):
-        named, result, notes = _widen(module, _sized(named, axes, at or {}), axes)
+        named, result, notes = _widen(module, _sized(named, axes, at or {}), axes, large=followed)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
         whole = Whole(module, named, axes, list(outputs))
-        once = recast and capture_once(whole, recast, opset, fixed=fixed)
-        traced, dims = once or capture(module, named, axes, opset, program=program, fixed=fixed)
+        once = recast and not followed and capture_once(whole, recast, opset, fixed=fixed)
+        traced, dims = once or capture(
+            module, named, axes, opset, program=program, fixed=fixed, followed=followed
+        )
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     wrong = correct_shapes(model, names, runs) if runs else []
@@ -146,8 +155,11 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
+    sizes = {axis.name: int(named[axis.input].shape[axis.axis]) for axis in axes if not axis.parts}
+    doubtful = dims.doubtful(sizes, lattice(manifest.inputs, manifest.dims, parameters))
+    notes = [*notes, *dims.notes]
     return Exported(
-        model, manifest, reference, example, parameters, (*notes, *dims.notes), replayed=once is not None
+        model, manifest, reference, example, parameters, tuple(notes), bool(once), tuple(doubtful)
     )
 
 
@@ -189,13 +201,15 @@ def _sized(named: dict[str, Any], axes: Sequence[Axis], sizes: Mapping[str, int]
     return made
 
 
-def _widen(module: Any, named: dict[str, Any], axes: Sequence[Axis]) -> tuple[dict[str, Any], Any, list[str]]:
+def _widen(
+    module: Any, named: dict[str, Any], axes: Sequence[Axis], *, large: bool
+) -> tuple[dict[str, Any], Any, list[str]]:
     """Inputs at sizes that hide nothing, and the module's result on them.
 
     Where the module fails at the new sizes (its dims depend on each other), the given ones are kept.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
-    sizes = example_sizes(axes, shapes)
+    sizes = example_sizes(axes, roomy(axes, shapes) if large else shapes)
     changed = {a.name: sizes[a.name] for a in axes if shapes[a.input][a.axis] != sizes[a.name]}
     wide = dict(named)
     for axis in axes:

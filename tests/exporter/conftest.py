@@ -57,6 +57,10 @@ CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
         {"vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1,
          "num_attention_heads": 4, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
     ),
+    "longformer": (
+        "AutoModelForMaskedLM", "longformer",
+        {k: v for k, v in SMALL.items() if k != "num_key_value_heads"} | {"attention_window": [8, 8]},
+    ),
     "bert": ("AutoModel", "bert", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}),
     "bert-masked": (
         "AutoModelForMaskedLM", "bert", {k: v for k, v in SMALL.items() if k != "num_key_value_heads"},
