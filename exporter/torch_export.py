@@ -61,6 +61,8 @@ class Exported:
     """The module in eval mode: numpy arrays by input name -> numpy arrays by output name."""
     example: dict[str, np.ndarray]
     """The example inputs that were traced, at their widened sizes."""
+    module: Any = None
+    """What the reference runs; its weights say how it rounds."""
     parameters: int = 0
     """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
@@ -135,7 +137,7 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
-    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes))
+    return Exported(model, manifest, reference, example, module, parameters, (*notes, *dims.notes))
 
 
 @final
