@@ -90,13 +90,15 @@ def _made(
     given: tuple[Any, Any, Any], stage: Stage, *, opset: int, seed: int, **options: Any
 ) -> Artifact | Bundle:
     """What becomes of a source, its example inputs and its dynamic dims, in memory or on the stage."""
-    from burnish.exporter.source import TorchParts
+    from burnish.exporter.source import TorchParts, need_own_dims
     from burnish.exporter.sources import resolve
 
     source, inputs, dynamic = given
     stage.tell("loading")
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
     found = resolve(source, inputs, adopt=stage.adopt, **chosen)
+    if dynamic:
+        need_own_dims(found)
     if isinstance(found, TorchParts):
         return _several(found, stage, opset=opset, seed=seed, **options)
     stage.place(found.module)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import burnish
 from burnish.errors import ExportError, MismatchError, ModelError
 from burnish.exporter.parity import check_parity
 from burnish.exporter.rounding import own_rounding
@@ -164,3 +165,10 @@ def test_rounding_of_what_cannot_run_in_float64_is_unknown() -> None:
     assert own_rounding(single, in_single, feeds, "y") == 0.0
     assert single.weight.dtype == torch.float32
     assert own_rounding(single, lambda _: {"y": np.ones(2, np.float16)}, feeds, "y") == 0.0
+
+
+def test_a_type_that_the_judge_cannot_run_is_said_so() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.SiLU()).bfloat16()
+    with pytest.raises(ModelError, match="no kernel for the type at that node") as caught:
+        burnish.export(module, torch.ones(2, 3, dtype=torch.bfloat16))
+    assert "float32" in caught.value.hint
