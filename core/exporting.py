@@ -93,7 +93,7 @@ def _made(
     **options: Any,
 ) -> Artifact | Bundle:  # fmt: skip
     """What becomes of a source, its example inputs and its dynamic dims, in memory or on the stage."""
-    from burnish.exporter.source import TorchParts
+    from burnish.exporter.source import TorchParts, need_own_dims
     from burnish.exporter.sources import resolve
 
     source, inputs, dynamic = given
@@ -101,6 +101,8 @@ def _made(
     chosen = {name: options.pop(name) for name in _OF_SOURCES if name in options}
     found = resolve(source, inputs, adopt=stage.adopt, **chosen)
     found = found if layers_once else found.whole()
+    if dynamic:
+        need_own_dims(found)
     if isinstance(found, TorchParts):
         return _several(found, stage, opset=opset, seed=seed, **options)
     stage.place(found.module)

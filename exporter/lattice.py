@@ -52,7 +52,7 @@ def _levels(name: str, allowed: DimRange, longest: int) -> list[int]:
     top = min(allowed.max if allowed.max is not None else _FREE, longest)
     most = () if allowed.max is None else (top,)
     if is_batch(name):
-        wanted: tuple[int, ...] = (*_BATCHES, *most)
+        wanted: tuple[int, ...] = (*_BATCHES, *most) if allowed.min else (0, *_BATCHES, *most)
     elif allowed.min == 0:
         wanted = (0, 1, max(1, top - _ROOM))
     else:

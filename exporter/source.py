@@ -124,3 +124,17 @@ class TorchParts:
         return dataclasses.replace(
             self, description=text, attachments=attachments, notes=(*notes, *self.notes)
         )
+
+
+def need_own_dims(source: TorchSource | TorchParts) -> None:
+    """Refuse other dynamic dims than its own for a language model, whose cache and mask depend on them.
+
+    Raises:
+        ExportError: it is one (EXPORT_DYNAMIC).
+    """
+    if source.model is not None:
+        raise ExportError(
+            "The dynamic dims of a language model are its own: batch, sequence, past_sequence.",
+            "Leave dynamic out; give ranges by name: --dim sequence=1:128 (in Python: ranges).",
+            code="EXPORT_DYNAMIC",
+        )

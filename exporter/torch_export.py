@@ -67,6 +67,8 @@ class Exported:
     """The module in eval mode: numpy arrays by input name -> numpy arrays by output name."""
     example: dict[str, np.ndarray]
     """The example inputs that were traced, at their widened sizes."""
+    module: Any = None
+    """What the reference runs; its weights say how it rounds."""
     parameters: int = 0
     """How many numbers the module's weights are: what a comparison costs."""
     notes: tuple[str, ...] = ()
@@ -159,7 +161,7 @@ def export_module(
     doubtful = dims.doubtful(sizes, lattice(manifest.inputs, manifest.dims, parameters))
     notes = [*notes, *dims.notes]
     return Exported(
-        model, manifest, reference, example, parameters, tuple(notes), bool(once), tuple(doubtful)
+        model, manifest, reference, example, module, parameters, tuple(notes), bool(once), tuple(doubtful)
     )
 
 

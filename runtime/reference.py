@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 import numpy as np
 import onnxruntime as ort
@@ -17,6 +17,12 @@ from burnish.runtime.faults import ORT_ERRORS
 
 ModelSource = bytes | Path
 """A serialised ModelProto, or the path of a model file (needed where weights are external)."""
+
+
+_NO_KERNEL: Final = (
+    "The judge is onnxruntime's CPU provider, which has no kernel for the type at that node: export or "
+    "convert the model to float32 (--dtype float32)."
+)
 
 
 @final
@@ -57,7 +63,7 @@ class Reference:
         except ORT_ERRORS as error:
             raise ModelError(
                 f"onnxruntime cannot load the model: {error}.",
-                "Look at the node it names.",
+                _NO_KERNEL if "NOT_IMPLEMENTED" in str(error) else "Look at the node it names.",
                 code="MODEL_LOAD",
             ) from error
         self.outputs: tuple[str, ...] = tuple(output.name for output in self._session.get_outputs())

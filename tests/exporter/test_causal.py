@@ -145,3 +145,11 @@ def test_a_model_without_a_cache_is_refused(tiny: Tiny) -> None:
     with pytest.raises(ExportError, match="takes no cache") as caught:
         causal_source(model)
     assert caught.value.code == "EXPORT_CACHE"
+
+
+@pytest.mark.parametrize("name", ["llama", "bart"])
+def test_the_dims_of_a_language_model_are_its_own(tiny: Tiny, name: str) -> None:
+    with pytest.raises(ExportError, match="are its own") as caught:
+        burnish.export(tiny(name), dynamic={"input_ids": {0: "rows"}})
+    assert caught.value.code == "EXPORT_DYNAMIC"
+    assert "--dim" in caught.value.hint

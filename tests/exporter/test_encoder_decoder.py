@@ -86,3 +86,11 @@ def test_a_bundle_replaces_itself_but_no_others_files(saved: Path, tmp_path: Pat
     with pytest.raises(OutputError, match=r"mine\.txt"):
         bundle.save(tmp_path / "out")
     assert (tmp_path / "out" / "encoder" / "mine.txt").read_text() == "keep"
+
+
+def test_a_plain_file_cannot_hold_the_parts_and_that_is_said_early(tiny: Tiny, tmp_path: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(OutputError, match="is one file, but the model has parts: encoder, decoder"):
+        burnish.export(tiny("bart"), output=tmp_path / "bart.onnx", tell=told.append)
+    assert told == ["loading"]
+    assert list(tmp_path.iterdir()) == []

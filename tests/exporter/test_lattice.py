@@ -23,6 +23,11 @@ def test_all_combinations_of_a_small_model() -> None:
     assert set(sizes(1000)) == short | {(batch, 64, 0) for batch in (1, 2, 3)}, "no more than 64 in all"
 
 
+def test_a_batch_of_none_is_compared_where_it_is_promised() -> None:
+    found = lattice([TensorSpec("x", "float32", ("batch", 3))], {"batch": DimRange(0, 8)}, 10)
+    assert [each["batch"] for each in found] == [0, 1, 2, 3, 8]
+
+
 def test_every_pair_of_a_larger_one() -> None:
     found = sizes(100_000_000)
     assert len(found) < 20

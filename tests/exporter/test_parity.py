@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+import burnish
 from burnish.errors import ExportError, MismatchError, ModelError
 from burnish.exporter.parity import check_parity
+from burnish.exporter.rounding import own_rounding
 from burnish.exporter.torch_export import Exported, export_module
 from burnish.model import to_bytes
 from burnish.runtime.reference import Reference
@@ -71,7 +73,7 @@ def test_a_wrong_graph_names_output_and_sizes(encoder: Exported) -> None:
     def wrong_for_batches(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         made = run(feeds)
         if len(feeds["input_ids"]) > 1:
-            made["output"] = made["output"] + np.float32(0.01)
+            made["output"] = made["output"] + np.float32(0.05)
         return made
 
     with pytest.raises(MismatchError, match="output 'output' at batch=2") as caught:
@@ -139,3 +141,47 @@ def test_integers_that_few_values_fit_are_the_examples() -> None:
     receipt = check_parity(exported, Reference(to_bytes(exported.model)))
     assert {a["width"] for a in receipt.assignments} >= {1, 2, 7}
     assert receipt.notes == ()
+
+
+class Cancels(torch.nn.Module):
+    """Its float32 result is some 5e-4 from the truth, which is x."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = torch.nn.Parameter(torch.tensor(1e4))
+
+    def forward(self, x: Any) -> Any:
+        return (x + self.offset) - self.offset
+
+
+def test_what_is_torchs_own_rounding_is_no_mismatch() -> None:
+    module = Cancels()
+    exported = export_module(module, torch.randn(2, 3), dynamic={"x": {0: "batch"}})
+    receipt = check_parity(exported, lambda feeds: {"output": feeds["x"]})  # as in exact arithmetic
+    assert receipt.max_rel_error is not None
+    assert 1e-4 < receipt.max_rel_error < 1e-3
+    assert any("where torch's own rounding is" in note for note in receipt.notes)
+    assert module.offset.dtype == torch.float32, "the weights are what they were"
+    with pytest.raises(MismatchError, match="differs from the module in output 'output'"):
+        check_parity(exported, lambda feeds: {"output": feeds["x"] + np.float32(0.05)})
+    with pytest.raises(MismatchError):
+        check_parity(exported, lambda feeds: {"output": feeds["x"]}, tolerance=1e-5)
+
+
+def test_rounding_of_what_cannot_run_in_float64_is_unknown() -> None:
+    single = torch.nn.Linear(3, 2)
+
+    def in_single(feeds: Any) -> dict[str, np.ndarray]:
+        return {"y": single(torch.from_numpy(feeds["x"]).float()).detach().numpy()}
+
+    feeds = {"x": np.ones((2, 3), np.float32)}
+    assert own_rounding(single, in_single, feeds, "y") == 0.0
+    assert single.weight.dtype == torch.float32
+    assert own_rounding(single, lambda _: {"y": np.ones(2, np.float16)}, feeds, "y") == 0.0
+
+
+def test_a_type_that_the_judge_cannot_run_is_said_so() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.SiLU()).bfloat16()
+    with pytest.raises(ModelError, match="no kernel for the type at that node") as caught:
+        burnish.export(module, torch.ones(2, 3, dtype=torch.bfloat16))
+    assert "float32" in caught.value.hint
