@@ -43,7 +43,8 @@ class Pairing:
 def by_layer(graph: ir.Graph, stack: Stack) -> list[list[ir.Node]]:
     """The nodes of each traced layer, in order; none where the stack is not in the graph.
 
-    What is of no layer belongs to the layer that it is in the middle of, or that comes after it.
+    What is of no layer belongs to the layer that it is in the middle of, or that comes after it. A constant
+    that others use too belongs to none: torch writes it where it is used first.
 
     Raises:
         UnlikeError: the layers are not one after another.
@@ -58,9 +59,19 @@ def by_layer(graph: ir.Graph, stack: Stack) -> list[list[ir.Node]]:
     start, layers = numbers.index(0), []
     for number in range(stack.kept):
         end = len(numbers) - numbers[::-1].index(number)
-        layers.append(nodes[start:end])
+        layers.append(_own(nodes[start:end]))
         start = end
     return layers
+
+
+def _own(nodes: Sequence[ir.Node]) -> list[ir.Node]:
+    """The nodes without constants that others use too."""
+    inside = set(nodes)
+    return [
+        node
+        for node in nodes
+        if node.inputs or all(user in inside for value in node.outputs for user, _ in value.uses())
+    ]
 
 
 def pair(layers: Sequence[Sequence[ir.Node]], stack: Stack) -> Pairing:
@@ -153,10 +164,9 @@ def _need_apart(layers: Sequence[Sequence[ir.Node]], owner: Mapping[ir.Value, in
     """Nothing after the layers takes what one before the last made, but for what all of them share."""
     place = {node: number for number, nodes in enumerate(layers) for node in nodes}
     for value, number in owner.items():
-        node = value.producer()
-        alone = number < len(layers) - 2 and (value in found.shared or (node is not None and not node.inputs))
+        common = number < len(layers) - 2 and value in found.shared
         users = {place.get(user) for user, _ in value.uses()}
-        if number < len(layers) - 1 and None in users and not alone:
+        if number < len(layers) - 1 and None in users and not common:
             raise UnlikeError(f"{value.name} of layer {number} is used after the layers")
 
 
