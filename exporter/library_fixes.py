@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from burnish.exporter.needs import need, torch
-from burnish.exporter.sizes import SizesStaySizes
+from burnish.exporter.sizes import SizesStaySizes, lengths_stay_sizes
 from burnish.exporter.translations import translations
 
 MENDED: Final = frozenset(
@@ -40,6 +40,7 @@ def fixes(module: Any) -> Iterator[None]:
         dynamo.reset_model_state(module),
         torch.fx.experimental._config.patch(backed_size_oblivious=True),
         SizesStaySizes(),
+        lengths_stay_sizes(module),
     ):
         yield
 

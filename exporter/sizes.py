@@ -1,7 +1,10 @@
-"""Sizes divided by torch's functions stay sizes."""
+"""Sizes divided by torch's functions stay sizes, and so do lengths."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from typing import Any, Final
 
 from burnish.exporter.needs import torch
@@ -35,3 +38,26 @@ def _sizes(values: Any) -> bool:
 
 def _known(condition: Any) -> bool:
     return bool(torch.fx.experimental.symbolic_shapes.statically_known_true(condition))
+
+
+@contextlib.contextmanager
+def lengths_stay_sizes(module: Any) -> Iterator[None]:
+    """Inside, `len(tensor)` in the files that transformers has for the module is `tensor.shape[0]`.
+
+    Python makes a number of what `len` returns, so the size that is traced would become the example's.
+    """
+    homes = {type(part).__module__ for part in module.modules()}
+    known = [
+        vars(sys.modules[home]) for home in homes if home.startswith("transformers.") and home in sys.modules
+    ]
+    for names in known:
+        names["len"] = _length
+    try:
+        yield
+    finally:
+        for names in known:
+            del names["len"]
+
+
+def _length(value: Any) -> Any:
+    return value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else len(value)
