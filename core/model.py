@@ -31,6 +31,10 @@ _TOKENS: Final = re.compile(r"(^|_)(input_)?ids$|tokens?$")
 _MASK: Final = re.compile(r"mask$")
 _POSITIONS: Final = re.compile(r"position(_ids|s)?$")
 _SEGMENTS: Final = re.compile(r"token_type(_ids)?$|segment(_ids)?$")
+_MOVES: Final = frozenset(
+    ("Cast", "Expand", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+)
+"""Operators that keep the values of their first input."""
 
 
 # What onnx-ir raises for a proto that it cannot represent; its SerdeError is a RuntimeError.
@@ -180,7 +184,7 @@ def _meaning(value: ir.Value) -> Meaning:
 
 
 def _table_rows(value: ir.Value, depth: int = 4) -> int | None:
-    """Rows of the smallest table that the value indexes by Gather (through Casts and Reshapes)."""
+    """Rows of the smallest table that the value indexes by Gather (through Casts, padding and the like)."""
     rows: list[int | None] = []
     for node, index in value.uses():
         if node.op_type == "Gather" and index == 1:
@@ -188,7 +192,7 @@ def _table_rows(value: ir.Value, depth: int = 4) -> int | None:
             axis = node.attributes.get_int("axis", 0)
             if table is not None and table.const_value is not None and axis == 0:
                 rows.append(int(table.const_value.shape.numpy()[0]))
-        elif depth and node.op_type in ("Cast", "Reshape", "Identity", "Unsqueeze", "Squeeze"):
+        elif depth and index == 0 and node.op_type in _MOVES:
             rows.append(_table_rows(node.outputs[0], depth - 1))
     return min((row for row in rows if row), default=None)
 

@@ -369,3 +369,18 @@ def test_the_manifest_given_is_the_one_written(wide: ir.Model, tmp_path: Path) -
     given = signature(wide)
     save_model(wide, tmp_path / "m.onnx", Manifest(given.inputs, given.outputs, recipe="fuse-gelu"))
     assert decode((tmp_path / "m.burnish.json").read_bytes()).recipe == "fuse-gelu"
+
+
+def test_a_table_is_found_behind_padding() -> None:
+    model = parse(
+        """
+        g (int64[B, N] input_ids) => (float[B, M, 4] y) {
+            longer = Pad (input_ids, pads, one)
+            y = Gather <axis = 0> (table, longer)
+        }
+        """,
+        weights={
+            "pads": np.array([0, 0, 0, 3]), "one": np.array(1), "table": np.zeros((9, 4), np.float32)
+        },
+    )  # fmt: skip
+    assert signature(model).input("input_ids").high == 9
