@@ -126,8 +126,8 @@ class _Writer:
     def _table(self, name: str, parts: Parts) -> _Table:
         written = []
         for number, part in enumerate(parts.parts):
-            packed = self._constant(f"{name}.nibbles{number}", part.packed)
-            written.append((packed, self._constant(f"{name}.scales{number}", part.scales), part.zero))
+            packed = self._constant(f"{name}_nibbles{number}", part.packed)
+            written.append((packed, self._constant(f"{name}_scales{number}", part.scales), part.zero))
         return _Table(parts.rows, parts.blocks, tuple(written), parts.minima)
 
     def _replace(self, node: ir.Node, table: _Table) -> None:

@@ -71,7 +71,8 @@ def find_task(config: Mapping[str, Any], folder: Path, asked: str | None) -> Tas
         return TASKS[name]
     if (folder / "modules.json").is_file():
         return TASKS["sentence-embedding"]
-    architectures = [str(name) for name in config.get("architectures") or ()]
+    given = config.get("architectures") or []
+    architectures = [str(name) for name in (given if isinstance(given, list) else [given])]
     for task in _TASKS:
         if task.form != "embedding" and any(name in _known(task.classes) for name in architectures):
             return task

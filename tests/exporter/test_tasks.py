@@ -39,6 +39,7 @@ Tiny = Callable[[str], Path]
 )  # fmt: skip
 def test_the_task_is_read_from_the_configuration(architecture: str, task: str, tmp_path: Path) -> None:
     assert find_task({"architectures": [architecture]}, tmp_path, None).name == task
+    assert find_task({"architectures": architecture}, tmp_path, None).name == task, "a name alone counts too"
 
 
 def test_a_task_may_be_asked_for_by_another_name(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 import burnish
 from burnish.cli import main
 from burnish.errors import ExportError
+from burnish.modules import ModuleTree
 
 pytestmark = pytest.mark.torch
 pytest.importorskip("torch")
@@ -81,6 +82,9 @@ def test_the_command(make_gguf: MakeGguf, tmp_path: Path) -> None:
 def test_kept_weights_and_a_cache_in_place_go_together(make_gguf: MakeGguf, kind: str) -> None:
     path, _ = make_gguf("llama", kind, config={"num_hidden_layers": 1})
     made = burnish.export(path, weights="keep", decode_tokens=4)
+    paths = {row.path for row in ModuleTree(made.model).table().rows}
+    assert "model.embed_tokens" in paths
+    assert not any(path.endswith("weight") for path in paths), "the parts of a weight are its module's"
     fast, receipts = burnish.optimize(made, measured=False, return_receipts=True)
     ops = [node.op_type for node in fast.model.graph]
     assert ops.count("GroupQueryAttention") == 1
