@@ -122,8 +122,7 @@ def export_module(
         named, result, notes = _widen(module, named, axes)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        whole = Whole(module, named, axes, list(outputs))
-        once = recast and capture_once(whole, recast, opset, fixed=fixed)
+        once = recast and capture_once(Whole(module, named, axes, list(outputs)), recast, opset, fixed=fixed)
         traced, dims = once or capture(module, named, axes, opset, program=program, fixed=fixed)
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
@@ -134,9 +133,7 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
-    return Exported(
-        model, manifest, reference, example, parameters, (*notes, *dims.notes), replayed=once is not None
-    )
+    return Exported(model, manifest, reference, example, parameters, (*notes, *dims.notes), once is not None)
 
 
 @final

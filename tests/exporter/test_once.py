@@ -255,7 +255,7 @@ def of_the_count(net: Any, x: torch.Tensor) -> torch.Tensor:
     return plainly(net, x) / len(net.layers)
 
 
-@pytest.mark.parametrize("walk", [plainly, with_code_between, every_result])
+@pytest.mark.parametrize("walk", [plainly, every_result])
 def test_a_loop_over_layers(walk: Callable[[Any, torch.Tensor], Any]) -> None:
     net = Net(walk)
     layers = list(net.layers)
@@ -270,8 +270,8 @@ def test_a_loop_over_layers(walk: Callable[[Any, torch.Tensor], Any]) -> None:
 
 @pytest.mark.parametrize(
     "walk",
-    [by_number, joined, last_but_one, with_the_result_before_last, backwards, twice, special_at_five,
-     of_the_count],
+    [with_code_between, by_number, joined, last_but_one, with_the_result_before_last, backwards, twice,
+     special_at_five, of_the_count],
 )  # fmt: skip
 def test_what_is_no_plain_loop_is_traced_layer_by_layer(walk: Callable[[Any, torch.Tensor], Any]) -> None:
     net = Net(walk)
