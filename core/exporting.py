@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from burnish.exporter.source import TorchParts, TorchSource
+
+Source = TypeVar("Source", "TorchSource", "TorchParts")
+Made = TypeVar("Made")
 
 _OF_SOURCES: Final = ("task", "last_logits_only", "trust_code")
 """Options that say how a source is loaded."""
@@ -127,15 +130,26 @@ def _upgraded(
 
 
 def _alone(source: TorchSource, stage: Stage, notes: Sequence[str], **options: Any) -> Artifact:
-    """One module as one artifact; where layers were exported once and it decodes wrongly, in whole."""
+    """One module as one artifact."""
+    return _in_whole_if_wrong(source, stage, lambda given: _decoded(given, stage, notes, **options))
+
+
+def _several(source: TorchParts, stage: Stage, **options: Any) -> Bundle:
+    """Modules that belong together as one bundle."""
+    return _in_whole_if_wrong(source, stage, lambda given: _translated(given, stage, **options))
+
+
+def _in_whole_if_wrong(source: Source, stage: Stage, make: Callable[[Source], Made]) -> Made:
+    """What is made of a source; once more with every layer traced, where some were not and it is wrong."""
     from burnish.errors import MismatchError
 
+    stage.replayed = False
     try:
-        return _decoded(source, stage, notes, **options)
+        return make(source)
     except MismatchError:
         if not stage.replayed:
             raise
-        return _decoded(source.whole(), stage, notes, **options)
+        return make(source.whole())
 
 
 def _decoded(
@@ -217,7 +231,7 @@ def _attempt(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
         weights=Weights(stage.storage, not stage.owned), fixed=fixed, at=at, recast=source.recast, **options,
     )  # fmt: skip
-    stage.replayed = exported.replayed
+    stage.replayed = stage.replayed or exported.replayed
     stage.tell(f"comparing {name} with PyTorch at several sizes")
     try:
         with stage.reference(exported.model, name) as run:
@@ -238,7 +252,7 @@ def _attempt(
     return exported.model, manifest, run
 
 
-def _several(
+def _translated(
     source: TorchParts, stage: Stage, *, opset: int, seed: int, decode_tokens: int | None = None,
     weights: str = "float", **options: Any,
 ) -> Bundle:  # fmt: skip

@@ -56,7 +56,7 @@ class Stage:
         self.owned = False
         """The module is burnish's own: nobody will change its weights."""
         self.replayed = False
-        """Layers of the graph that was made last were exported once."""
+        """Layers of a graph that was made on it were exported once."""
 
     def __enter__(self) -> Stage:
         return self

@@ -1,8 +1,9 @@
 """Layers that are the same are traced once: a twin of the model with few of them is, and its graph completed.
 
-Proven in three steps, and left alone where one fails: the modules are alike (`burnish.exporter.layers`),
-the nodes of two of them are the same in order (`burnish.exporter.layer_nodes`), and the completed graph has
-the inputs and outputs of the whole module. Like every export, it is then compared with the whole module.
+Proven step by step, and left alone where one fails: the modules are alike (`burnish.exporter.layers`) and
+are called alike (`burnish.exporter.calls`), the nodes of two of them are the same in order
+(`burnish.exporter.layer_nodes`), and the completed graph has the inputs and outputs of the whole module. Like
+every export, it is then compared with the whole module.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any, Final, final
 
 import onnx_ir as ir
 
+from burnish.exporter.calls import need_called_alike
 from burnish.exporter.capture import Dims, translated
 from burnish.exporter.dims import Axis
 from burnish.exporter.layer_nodes import UnlikeError
@@ -67,6 +69,8 @@ def capture_once(whole: Whole, recast: Recast, opset: int, *, fixed: bool = Fals
 def _captured(
     whole: Whole, recast: Recast, stacks: Sequence[Stack], opset: int, *, fixed: bool
 ) -> tuple[Any, Dims]:
+    with quiet():
+        need_called_alike(recast.model, stacks, lambda: whole.module(**copies(whole.named)))
     short = recast.make(shortened(recast.model, stacks))
     gone = _takes(whole.module) - _takes(short)
     given = {name: value for name, value in whole.named.items() if name not in gone}

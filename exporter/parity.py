@@ -88,13 +88,7 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
         raise _largest(wrong)
     notes += [_left_out(why, sizes) for why, sizes in failures.items()]
     if not found:
-        raise ExportError(
-            f"The module runs at none of the sizes that were tried: {notes[-1]}.",
-            "Give the ranges of the dynamic dims, such as batch=2:8."
-            if dynamic_dims(exported.signature.inputs)
-            else "Let it run on random inputs of these shapes too, not on the example inputs only.",
-            code="EXPORT_REFERENCE",
-        )
+        raise _nowhere(exported, notes[-1])
     furthest = max(found, key=lambda apart: apart.max_rel)
     nodes = node_count(exported.model)
     return Receipt(
@@ -102,6 +96,16 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
         max_abs_error=max(apart.max_abs for apart in found), max_rel_error=furthest.max_rel,
         assignments=tuple(compared), notes=tuple(notes), seconds=time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _nowhere(exported: Exported, why: str) -> ExportError:
+    return ExportError(
+        f"The module runs at none of the sizes that were tried: {why}.",
+        "Give the ranges of the dynamic dims, such as batch=2:8."
+        if dynamic_dims(exported.signature.inputs)
+        else "Let it run on random inputs of these shapes too, not on the example inputs only.",
+        code="EXPORT_REFERENCE",
+    )
 
 
 def _accepted(exported: Exported, feeds: _Arrays) -> tuple[_Arrays, _Arrays]:

@@ -148,12 +148,8 @@ def export_module(
         )
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
-    wrong = correct_shapes(model, names, runs) if runs else []
-    unknown = name_free_dims(model, {axis.name for axis in axes})
-    notes += [*said, *(f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong)]
-    known = signature(model)
-    free = dict.fromkeys(unknown, DimRange(0))
-    manifest = msgspec.structs.replace(known, dims=known.dims | free | dims.ranges)
+    manifest, corrected = _interface(model, dims, axes, names, runs)
+    notes += [*said, *corrected]
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
@@ -163,6 +159,18 @@ def export_module(
     return Exported(
         model, manifest, reference, example, module, parameters, tuple(notes), bool(once), tuple(doubtful)
     )
+
+
+def _interface(
+    model: ir.Model, dims: Dims, axes: Sequence[Axis], outputs: Sequence[str], runs: Any
+) -> tuple[Manifest, list[str]]:
+    """Inputs and outputs of the graph, after what torch declared wrongly is corrected; and what that was."""
+    wrong = correct_shapes(model, outputs, runs) if runs else []
+    unknown = name_free_dims(model, {axis.name for axis in axes})
+    known = signature(model)
+    free = dict.fromkeys(unknown, DimRange(0))
+    notes = [f"torch declared a wrong shape of output {name!r}; corrected" for name in wrong]
+    return msgspec.structs.replace(known, dims=known.dims | free | dims.ranges), notes
 
 
 @final

@@ -20,7 +20,8 @@ def test_a_hundred_architectures_over_all_tasks() -> None:
     found = list(architectures())
     assert len({case.kind for case in found}) >= 100
     assert len({case.name for case in architectures(more=True)}) == len(list(architectures(more=True)))
-    assert {case.task for case in found} == set(TASKS)
+    # An encoder with pooling behind it: no peer exports that, so it would be compared with nothing.
+    assert {case.task for case in found} == set(TASKS) - {"sentence-embedding"}
 
 
 def test_every_explained_failure_is_a_case() -> None:

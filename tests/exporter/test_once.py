@@ -255,7 +255,7 @@ def of_the_count(net: Any, x: torch.Tensor) -> torch.Tensor:
     return plainly(net, x) / len(net.layers)
 
 
-@pytest.mark.parametrize("walk", [plainly, with_code_between, every_result])
+@pytest.mark.parametrize("walk", [plainly, every_result])
 def test_a_loop_over_layers(walk: Callable[[Any, torch.Tensor], Any]) -> None:
     net = Net(walk)
     layers = list(net.layers)
@@ -270,8 +270,8 @@ def test_a_loop_over_layers(walk: Callable[[Any, torch.Tensor], Any]) -> None:
 
 @pytest.mark.parametrize(
     "walk",
-    [by_number, joined, last_but_one, with_the_result_before_last, backwards, twice, special_at_five,
-     of_the_count],
+    [with_code_between, by_number, joined, last_but_one, with_the_result_before_last, backwards, twice,
+     special_at_five, of_the_count],
 )  # fmt: skip
 def test_what_is_no_plain_loop_is_traced_layer_by_layer(walk: Callable[[Any, torch.Tensor], Any]) -> None:
     net = Net(walk)
@@ -297,10 +297,15 @@ def test_metadata_that_is_kept_names_the_layer() -> None:
 
 
 @SLOW
+@pytest.mark.parametrize(
+    ("auto", "kind", "config", "check"),
+    [("AutoModelForCausalLM", "llama", LLAMA | {"num_hidden_layers": 5}, "check_decoding"),
+     ("AutoModelForSeq2SeqLM", "bart", TO_TEXT, "check_translating")],
+)  # fmt: skip
 def test_tokens_that_differ_are_decoded_again_with_every_layer_traced(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, auto: str, kind: str, config: dict[str, Any], check: str
 ) -> None:
-    right, asked = decoding.check_decoding, []
+    right, asked = getattr(decoding, check), []
 
     def wrong_at_first(*args: Any, **options: Any) -> Any:
         asked.append(args)
@@ -308,10 +313,11 @@ def test_tokens_that_differ_are_decoded_again_with_every_layer_traced(
             raise MismatchError("A token differs.", "Try again.", code="EXPORT_DECODE")
         return right(*args, **options)
 
-    monkeypatch.setattr(decoding, "check_decoding", wrong_at_first)
-    source = folder(tmp_path, "AutoModelForCausalLM", "llama", LLAMA | {"num_hidden_layers": 5})
-    made = exported(source, decode_tokens=2)
-    assert (len(asked), notes(made)) == (2, [])
+    monkeypatch.setattr(decoding, check, wrong_at_first)
+    made = burnish.export(folder(tmp_path, auto, kind, config), decode_tokens=2)
+    parts = list(made.parts.values()) if isinstance(made, Bundle) else [made]
+    assert len(asked) == 2
+    assert not any(map(notes, parts))
 
 
 @pytest.mark.parametrize(
