@@ -106,6 +106,7 @@ class Stage:
                 yield Reference(file)
             return
         path = self.storage.path.with_name(f"{name}.onnx")
+        path.unlink(missing_ok=True)  # of an attempt that was no success
         write_scratch(path, [graph_bytes(model)], self.output or path)
         yield Reference(path, threads=self.storage.threads, weights=self.storage.arrays(model))
 

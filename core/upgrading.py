@@ -27,7 +27,7 @@ Tell = Callable[[str], object]
 
 
 _UNUSED: Final[Mapping[str, object]] = {
-    "last_logits_only": True, "weights": "float", "dtype": "auto", "keep_metadata": False
+    "last_logits_only": True, "weights": "float", "dtype": "auto", "keep_metadata": False, "layers_once": True
 }  # fmt: skip
 """Options that only a model of PyTorch has, with what they are where nobody asks; None for the others."""
 
