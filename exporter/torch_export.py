@@ -111,26 +111,22 @@ def export_module(
 
     Args:
         module: a `torch.nn.Module`; it is put into eval mode and back.
-        inputs: example inputs: a dict by parameter name, a tuple, or one tensor. Numbers, booleans, strings
-            and None among them become constants.
-        dynamic: for each input, the dim at each dynamic axis: a name, `(name, min, max)`, or a
-            `torch.export.Dim`. Everything else is fixed at its example size.
-        ranges: `(min, max)` of dims by name, instead of what `dynamic` says.
-        opset: 18 to 24.
+        inputs: example inputs by parameter name, a tuple, or one tensor; numbers and such are constants.
+        dynamic: by input and axis, a name, `(name, min, max)` or `torch.export.Dim`; the rest is fixed.
+        ranges: `(min, max)` of dims by name, instead of what `dynamic` says. opset: 18 to 24.
         input_names: of the graph's inputs, by parameter name; default: the parameters' own.
         output_names: instead of the names that the module's result suggests.
         keep_metadata: keep torch's stack traces, which name paths of this machine.
         fixed: trace with transformers' own mends.
         at: sizes of dynamic dims to trace at, instead of the examples' own.
-        followed: trace so, and follow the example where values or sizes decide.
+        followed: follow the example where values or sizes decide.
         program: the `torch.export.ExportedProgram` that the module is; it is not traced again.
         recast: how the module is made of a model: layers of that which are alike are traced once.
         weights: where they are, and whether they are copied.
 
     Raises:
         ExportError: EXPORT_INPUTS, EXPORT_OUTPUTS, EXPORT_DYNAMIC: what was given does not fit;
-            EXPORT_SPECIALISED: a dim did not stay dynamic; EXPORT_DATA_DEPENDENT: the module branches on
-            values; EXPORT_UNSUPPORTED_OP: ONNX has nothing for an operator; EXPORT_OPSET; EXPORT_FAILED.
+            EXPORT_SPECIALISED, EXPORT_DATA_DEPENDENT, EXPORT_UNSUPPORTED_OP, EXPORT_OPSET, EXPORT_FAILED.
     """
     _need(opset)
     named = by_name(module, inputs)
@@ -141,24 +137,24 @@ def export_module(
         named, result, notes = _widen(module, _sized(named, axes, at or {}), axes, large=followed)
         outputs = flat_outputs(result)
         names = _output_names(outputs, output_names, list(renamed.values()))
-        whole = Whole(module, named, axes, list(outputs))
-        once = recast and not followed and capture_once(whole, recast, opset, fixed=fixed)
-        traced, dims = once or capture(
-            module, named, axes, opset, program=program, fixed=fixed, followed=followed
-        )
+        once = _once(Whole(module, named, axes, list(outputs)), recast, opset, fixed, followed)
+        ways = {"program": program, "fixed": fixed, "followed": followed}
+        traced, dims = once or capture(module, named, axes, opset, **ways)
         runs = _two_runs(module, named, axes, outputs)
     model, said = _finish(traced, dims, (list(renamed.values()), names), weights, keep_metadata)
     manifest, corrected = _interface(model, dims, axes, names, runs)
-    notes += [*said, *corrected]
+    notes += [*said, *corrected, *dims.notes]
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
     sizes = {axis.name: int(named[axis.input].shape[axis.axis]) for axis in axes if not axis.parts}
-    doubtful = dims.doubtful(sizes, lattice(manifest.inputs, manifest.dims, parameters))
-    notes = [*notes, *dims.notes]
-    return Exported(
-        model, manifest, reference, example, module, parameters, tuple(notes), bool(once), tuple(doubtful)
-    )
+    more = tuple(dims.doubtful(sizes, lattice(manifest.inputs, manifest.dims, parameters)))
+    return Exported(model, manifest, reference, example, module, parameters, tuple(notes), bool(once), more)
+
+
+def _once(whole: Whole, recast: Recast | None, opset: int, fixed: bool, followed: bool) -> Any:
+    """What `capture` gives, layers that are alike traced once; None where they are not, or are not to be."""
+    return None if recast is None or followed else capture_once(whole, recast, opset, fixed=fixed)
 
 
 def _interface(
