@@ -5,5 +5,36 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-EXPLAINED: Final[Mapping[str, str]] = {}
+EXPLAINED: Final[Mapping[str, str]] = {
+    "text-generation/rwkv": (
+        "Its state is a list of tensors (`state`) that starts at -1e38, not at zeros: no cache of "
+        "transformers' kind, and no start that a graph's user would guess. Refused by name "
+        "(EXPORT_CACHE)."
+    ),
+    "text2text-generation/led": (
+        "Pads to a multiple of the window, and cuts the padding off again only where there is any "
+        "(`hidden[:, :-padding]` is empty for 0): one trace holds one of the two. Refused by the "
+        "comparison."
+    ),
+    "text2text-generation/prophetnet": (
+        "`1.0 - mask` of an integer mask (aten.rsub.Scalar) is decomposed to aten.sub with arguments "
+        "that no overload takes; torch.onnx has the like for aten.mul.Scalar (norse/norse#447)."
+    ),
+    "fill-mask/funnel": (
+        "`list(range(seq_len))` in get_position_embeds makes Python numbers of a size, and with them "
+        "constants (huggingface/optimum#1231 met the same)."
+    ),
+    "object-detection/rt_detr": (
+        "`len(tensor)` fixes the batch (mended on the second try); then TopK chooses among scores of a "
+        "random model that are equal up to rounding, and other queries come first."
+    ),
+    "audio-classification/sew-d": (
+        "Whether a frame is padded depends on the length being odd, and so do sizes in the attention: "
+        "neither trace is right for both."
+    ),
+    "feature-extraction/vilt": (
+        "Every picture's patches are chosen and resized by the values of its mask (visual_embed, "
+        "aten._local_scalar_dense): shapes that depend on data, in a Python loop over the batch."
+    ),
+}
 """One or two sentences by case; every key is a case of the table or of the zoo."""
