@@ -141,8 +141,6 @@ def _several(source: TorchParts, stage: Stage, **options: Any) -> Bundle:
 
 def _in_whole_if_wrong(source: Source, stage: Stage, make: Callable[[Source], Made]) -> Made:
     """What is made of a source; once more with every layer traced, where some were not and it is wrong."""
-    from burnish.errors import MismatchError
-
     stage.replayed = False
     try:
         return make(source)
@@ -183,7 +181,6 @@ def _one(
     source: TorchSource, stage: Stage, name: str, **options: Any
 ) -> tuple[ir.Model, Manifest, Reference]:
     """One module exported and compared; where that fails, traced once more in other ways."""
-
     try:
         return _attempt(source, stage, name, **options)
     except (ExportError, MismatchError) as error:
