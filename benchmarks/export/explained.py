@@ -17,8 +17,9 @@ EXPLAINED: Final[Mapping[str, str]] = {
         "comparison."
     ),
     "text2text-generation/prophetnet": (
-        "`1.0 - mask` of an integer mask (aten.rsub.Scalar) is decomposed to aten.sub with arguments "
-        "that no overload takes; torch.onnx has the like for aten.mul.Scalar (norse/norse#447)."
+        "Its decoder takes another path over an empty cache than over a filled one "
+        "(`past_key_values_length != 0`, modeling_prophetnet.py:1163), so that one graph is wrong for the other. "
+        "Refused by the comparison."
     ),
     "fill-mask/funnel": (
         "`list(range(seq_len))` in get_position_embeds makes Python numbers of a size, and with them "
