@@ -18,7 +18,7 @@ EXPLAINED: Final[Mapping[str, str]] = {
     ),
     "text2text-generation/prophetnet": (
         "Its decoder takes another path over an empty cache than over a filled one "
-        "(`past_key_values_length != 0`, modeling_prophetnet.py:1163), so that one graph is wrong for the other. "
+        "(`past_key_values_length != 0`, modeling_prophetnet.py:1163), so one graph is wrong for the other. "
         "Refused by the comparison."
     ),
     "fill-mask/funnel": (
