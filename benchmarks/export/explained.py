@@ -25,10 +25,6 @@ EXPLAINED: Final[Mapping[str, str]] = {
         "`list(range(seq_len))` in get_position_embeds makes Python numbers of a size, and with them "
         "constants (huggingface/optimum#1231 met the same)."
     ),
-    "object-detection/rt_detr": (
-        "`len(tensor)` fixes the batch (mended on the second try); then TopK chooses among scores of a "
-        "random model that are equal up to rounding, and other queries come first."
-    ),
     "audio-classification/sew-d": (
         "Whether a frame is padded depends on the length being odd, and so do sizes in the attention: "
         "neither trace is right for both."

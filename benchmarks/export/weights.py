@@ -39,6 +39,19 @@ def liven(model: Any, seed: int = 0, gain: float = 1.0) -> None:
                 weight.copy_(wanted * noise)
 
 
+def untie(model: Any) -> None:
+    """Where a detector chooses places by their scores: those that are masked get none, instead of equal ones.
+
+    Masked places come out of `enc_output` as what its biases make of nothing; random biases may put them
+    first, and which of a thousand equal scores is the first, no two runtimes agree on.
+    """
+    places = [module for name, module in model.named_modules() if name.endswith("enc_output")]
+    with torch.no_grad():
+        for name, weight in (found for module in places for found in module.named_parameters()):
+            if name.endswith("bias"):
+                weight.zero_()
+
+
 def varied(model: Any, start: int | None = None) -> bool:
     """True where greedy decoding from random prompts, without a cache, is more than one token repeated.
 
@@ -65,6 +78,7 @@ def varied(model: Any, start: int | None = None) -> bool:
 def enliven(model: Any, *, decodes: bool, start: int | None = None) -> str:
     """`liven`, with the first gain at which decoding varies; returns a note where none does, else ""."""
     liven(model)
+    untie(model)
     if not decodes:
         return ""
     for gain in _GAINS:
