@@ -78,9 +78,17 @@ class Taken:
         }
         for condition in self.conditions:
             known = {each: sizes[str(each)] for each in condition.free_symbols if str(each) in sizes}
-            if condition.subs(known) == False:  # noqa: E712 - sympy's false; a condition may stay open
+            if _fails(condition, known):
                 found.add(str(condition))
         return found
+
+
+def _fails(condition: Any, sizes: Mapping[Any, int]) -> bool:
+    """True where a condition on sizes is not so, or says nothing (a remainder of negative numbers)."""
+    try:
+        return bool(condition.subs(sizes) == False)  # noqa: E712 - sympy's false; a condition may stay open
+    except (AssertionError, ZeroDivisionError):
+        return True
 
 
 def roomy(axes: Sequence[Axis], shapes: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:

@@ -25,10 +25,6 @@ EXPLAINED: Final[Mapping[str, str]] = {
         "`list(range(seq_len))` in get_position_embeds makes Python numbers of a size, and with them "
         "constants (huggingface/optimum#1231 met the same)."
     ),
-    "audio-classification/sew-d": (
-        "Whether a frame is padded depends on the length being odd, and so do sizes in the attention: "
-        "neither trace is right for both."
-    ),
     "feature-extraction/vilt": (
         "Every picture's patches are chosen and resized by the values of its mask (visual_embed, "
         "aten._local_scalar_dense): shapes that depend on data, in a Python loop over the batch."

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -106,6 +106,22 @@ def test_what_is_known_of_sizes() -> None:
     assert [each["sequence"] >= 40 for each in found] == [True, True], "the condition, then the range"
     assert found[-1]["sequence"] > 90
     assert taken.doubtful({"s0": "sequence"}, {"sequence": DimRange(1, 39)}, [example], example) == []
+
+
+class Untold:
+    """A condition as torch has them: where a number is negative, its remainder raises."""
+
+    free_symbols: ClassVar[set[str]] = {"s0"}
+
+    def subs(self, sizes: dict[str, int]) -> bool:
+        assert sizes["s0"] <= 300, "negative"
+        return True
+
+
+def test_a_condition_that_cannot_be_told_is_compared() -> None:
+    dims, compared = {"sequence": DimRange(1, 1024)}, [{"sequence": 290}]
+    found = Taken((Untold(),), {}, ()).doubtful({"s0": "sequence"}, dims, compared, {"sequence": 9})
+    assert [each["sequence"] > 300 for each in found] == [True]
 
 
 @pytest.mark.slow
