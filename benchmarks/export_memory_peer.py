@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from burnish.exporter.capture import dynamic_shapes
 from burnish.exporter.causal import causal_source
 from burnish.exporter.dims import read_axes
 from burnish.exporter.quiet import quiet
@@ -22,19 +23,9 @@ def main() -> None:
             folder, local_files_only=True, dtype=torch.float32
         )
         source = causal_source(model.eval())
-        shapes = _shapes(source.inputs, source.dynamic)
+        axes = read_axes(source.dynamic, {name: tuple(each.shape) for name, each in source.inputs.items()})
+        shapes = dynamic_shapes(source.inputs, axes)
         program: Any = torch.onnx.export(
             source.module, (), kwargs=dict(source.inputs), dynamic_shapes=shapes, dynamo=True, verbose=False
         )
     program.save(output, external_data=True)
-
-
-def _shapes(inputs: Any, dynamic: Any) -> dict[str, dict[int, Any]]:
-    axes = read_axes(dynamic, {name: tuple(tensor.shape) for name, tensor in inputs.items()})
-    dims = {
-        a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes if not a.parts
-    }
-    shapes: dict[str, dict[int, Any]] = {name: {} for name in inputs}
-    for axis in axes:
-        shapes[axis.input][axis.axis] = dims.get(axis.name, torch.export.Dim.AUTO)
-    return shapes

@@ -228,7 +228,6 @@ def _attempt(
         source.module, source.inputs, opset=opset, input_names=source.input_names, program=source.program,
         weights=Weights(stage.storage, not stage.owned), fixed=fixed, at=at, recast=source.recast, **options,
     )  # fmt: skip
-    stage.replayed = stage.replayed or exported.replayed
     stage.tell(f"comparing {name} with PyTorch at several sizes")
     try:
         with stage.reference(exported.model, name) as run:
@@ -237,6 +236,7 @@ def _attempt(
         if not exported.replayed:
             raise
         return _attempt(source.whole(), stage, name, opset=opset, seed=seed, fixed=fixed, at=at, **options)
+    stage.replayed = stage.replayed or exported.replayed
     mended = (NOTE,) if fixed else ()
     if at:
         sizes = ", ".join(f"{dim}={size}" for dim, size in at.items())

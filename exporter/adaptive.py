@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from burnish.exporter.needs import torch
+from burnish.exporter.swapping import swapped
 
 _HOMES: Final = (
     (torch.nn.functional, "adaptive_avg_pool1d"), (torch, "adaptive_avg_pool1d"),
@@ -23,14 +24,11 @@ _HOMES: Final = (
 @contextlib.contextmanager
 def windows_of_any_size() -> Iterator[None]:
     """Inside, axes whose size is dynamic are pooled by a matrix."""
-    originals = [getattr(home, name) for home, name in _HOMES]
-    try:
-        for (home, name), original in zip(_HOMES, originals, strict=True):
-            setattr(home, name, _pooling(original, int(name[-2])))
+    with contextlib.ExitStack() as swaps:
+        for home, name in _HOMES:
+            pooling = _pooling(getattr(home, name), int(name[-2]))
+            swaps.enter_context(swapped(home, **{name: pooling}))
         yield
-    finally:
-        for (home, name), original in zip(_HOMES, originals, strict=True):
-            setattr(home, name, original)
 
 
 def _pooling(original: Callable[..., Any], rank: int) -> Callable[..., Any]:

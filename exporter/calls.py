@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, final
+from typing import Any, final
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -20,9 +20,6 @@ from burnish.exporter.alike import same
 from burnish.exporter.layer_nodes import UnlikeError
 from burnish.exporter.layers import Stack
 from burnish.exporter.needs import torch
-
-_COMPARED_LAYERS: Final = 3
-"""Traced layers of a stack that are alike."""
 
 
 @final
@@ -122,7 +119,7 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 def _compare(stack: Stack, calls: Sequence[_Call]) -> None:
     if [call.number for call in calls] != list(range(stack.count)):
         raise UnlikeError(f"the layers of {stack.path} are not called once each, in order")
-    first, *others = alike = calls[stack.kept - _COMPARED_LAYERS :]
+    first, *others = alike = calls[stack.first :]
     for call in others:
         if call.given.keys() != first.given.keys() or call.returned.keys() != first.returned.keys():
             raise UnlikeError(f"layer {call.number} of {stack.path} takes or returns something else")

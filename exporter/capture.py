@@ -11,7 +11,7 @@ from burnish.errors import ExportError
 from burnish.exporter.dims import Axis
 from burnish.exporter.failures import typed
 from burnish.exporter.following import Taken, decisions, follow
-from burnish.exporter.library_fixes import fixes, translate
+from burnish.exporter.library_fixes import fixes, trace, translate
 from burnish.exporter.needs import torch
 from burnish.exporter.quiet import quiet
 from burnish.exporter.specialised import Guard, explain, kept_dims, reasons
@@ -70,7 +70,6 @@ def capture(
     Raises:
         ExportError: EXPORT_SPECIALISED, EXPORT_DATA_DEPENDENT, EXPORT_UNSUPPORTED_OP or EXPORT_FAILED.
     """
-    shapes = _dynamic_shapes(named, axes)
     try:
         if followed:
             return _followed(module, named, axes, opset)
@@ -78,12 +77,12 @@ def capture(
     except ExportError as error:
         if program is not None:
             raise ExportError(error.what, _AGAIN, code=error.code) from error
-        raise explain(error, _trace(module, named, shapes), _places(axes)) from None
+        raise explain(error, _trace(module, named, axes), _places(axes)) from None
     except Exception as error:
         failure = typed(error, axes, module)
         if program is not None:
             raise failure from error
-        raise explain(failure, _trace(module, named, shapes), _places(axes)) from error
+        raise explain(failure, _trace(module, named, axes), _places(axes)) from error
 
 
 def translated(
@@ -102,9 +101,8 @@ def translated(
         Exception: torch cannot trace or translate the module.
     """
     with quiet(), traceable():
-        found = _onnx_program(
-            module, named, _dynamic_shapes(named, axes), opset, program=program, fixed=fixed
-        )
+        shapes = dynamic_shapes(named, axes)
+        found = _onnx_program(module, named, shapes, opset, program=program, fixed=fixed)
     symbols, ranges, notes = kept_dims(found, axes, list(tensors(named)))
     return found, Dims(symbols, ranges, notes + _changed(found))
 
@@ -123,11 +121,7 @@ def _onnx_program(
 
 def _fixed(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int) -> Any:
     with fixes(module):
-        traced = torch.export.export(
-            module, (), kwargs=copies(named), dynamic_shapes=shapes, strict=False,
-            prefer_deferred_runtime_asserts_over_guards=True,
-        )  # fmt: skip
-        return translate(traced, opset)
+        return translate(trace(module, named, shapes), opset)
 
 
 def _changed(translated: Any) -> list[str]:
@@ -142,7 +136,7 @@ def _followed(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset
     with quiet():
         decided = decisions(module, named)
         with traceable():
-            found, taken = follow(module, named, axes, opset, decided)
+            found, taken = follow(module, named, dynamic_shapes(named, axes, bound=False), opset, decided)
     free = [dataclasses.replace(axis, promised=False) for axis in axes]
     symbols, _, _ = kept_dims(found, free, list(tensors(named)))
     ranges = {axis.name: axis.allowed for axis in axes if not axis.parts}
@@ -152,10 +146,16 @@ def _followed(module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset
     return found, Dims(symbols, ranges, notes + _changed(found), taken)
 
 
-def _dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis]) -> dict[str, Any]:
-    dims = {
-        a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in axes if not a.parts
-    }
+def dynamic_shapes(named: Mapping[str, Any], axes: Sequence[Axis], *, bound: bool = True) -> dict[str, Any]:
+    """What torch.export takes as `dynamic_shapes`.
+
+    Args:
+        named: example inputs by parameter name.
+        axes: the dynamic axes.
+        bound: dims of one name are one, in their ranges; otherwise torch finds out for each.
+    """
+    alone = [axis for axis in axes if bound and not axis.parts]
+    dims = {a.name: torch.export.Dim(a.name, min=a.allowed.min, max=a.allowed.max) for a in alone}
     shapes: dict[str, Any] = {
         name: {} if isinstance(value, torch.Tensor) else None for name, value in named.items()
     }
@@ -168,8 +168,9 @@ def _places(axes: Sequence[Axis]) -> dict[str, str]:
     return {f"{axis.input}.{axis.axis}": axis.name for axis in axes}
 
 
-def _trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[Guard]:
+def _trace(module: Any, named: Mapping[str, Any], axes: Sequence[Axis]) -> list[Guard]:
     """Trace once more, only to hear which conditions torch adds and where."""
+    shapes = dynamic_shapes(named, axes)
     with quiet(), traceable(), reasons(module) as guards, contextlib.suppress(Exception):
         torch.export.export(module, (), kwargs=copies(named), dynamic_shapes=shapes)
     return guards

@@ -103,13 +103,8 @@ def _start(model: Any, batch: Any) -> Any:
 
 
 def _layouts(model: Any, examples: Examples, hidden: Any) -> tuple[Layout, Layout]:
-    mask = {name: tensor for name, tensor in examples.inputs.items() if name == "attention_mask"}
-    given = {
-        "encoder_outputs": _outputs(hidden),
-        "decoder_input_ids": _start(model, BATCH),
-        "use_cache": True,
-    }
-    found = need_run(model, mask | given)
+    given = _encoded(examples.inputs, hidden) | {"decoder_input_ids": _start(model, BATCH), "use_cache": True}
+    found = need_run(model, given)
     cache: Any = getattr(found, PAST, None)
     name = type(model).__name__
     if not hasattr(cache, "cross_attention_cache"):
@@ -126,11 +121,10 @@ def _takes_several(model: Any, examples: Examples, hidden: Any) -> bool:
 
     Some decoders refuse them or see the tokens that come after: their graph takes one at a time.
     """
-    mask = {name: tensor for name, tensor in examples.inputs.items() if name == "attention_mask"}
     vocabulary = model.config.get_text_config(decoder=True).vocab_size
     rest = torch.arange(1, 2 * _SEQUENCE * BATCH + 1 - BATCH).reshape(BATCH, -1) % vocabulary
     ids = torch.cat([_start(model, BATCH), rest], dim=1)
-    always: dict[str, Any] = mask | {"encoder_outputs": _outputs(hidden)}
+    always = _encoded(examples.inputs, hidden)
     wanted = run(model, always | {"decoder_input_ids": ids, "use_cache": False}).logits
     cached = always | {"use_cache": True}
     try:
@@ -140,6 +134,12 @@ def _takes_several(model: Any, examples: Examples, hidden: Any) -> bool:
         return False
     found = torch.cat([first.logits, then.logits], dim=1)
     return bool(found.shape == wanted.shape and torch.allclose(found, wanted, rtol=_ALIKE, atol=_ALIKE))
+
+
+def _encoded(inputs: Mapping[str, Any], hidden: Any) -> dict[str, Any]:
+    """What the whole model takes instead of its encoder's inputs: the encoder's result, and their mask."""
+    mask = {name: tensor for name, tensor in inputs.items() if name == "attention_mask"}
+    return mask | {"encoder_outputs": _outputs(hidden)}
 
 
 def _hidden(model: Any, examples: Examples) -> Any:
@@ -156,11 +156,8 @@ def _encoder(model: Any, examples: Examples, cross: Layout) -> TorchSource:
 
     def forward(**tensors: Any) -> dict[str, Any]:
         hidden = encoder(**_for_encoder(model, tensors), return_dict=True)[0]
-        given = {"attention_mask": tensors["attention_mask"]} if "attention_mask" in tensors else {}
-        found = model(
-            encoder_outputs=_outputs(hidden), decoder_input_ids=_start(model, hidden.shape[0]),
-            use_cache=True, **given,
-        )  # fmt: skip
+        start = _start(model, hidden.shape[0])
+        found = model(**_encoded(tensors, hidden), decoder_input_ids=start, use_cache=True)
         kept = cross.read(found.past_key_values.cross_attention_cache)
         return {_name(PRESENT, label, ENCODER): tensor for label, tensor in kept.items()}
 

@@ -150,14 +150,11 @@ def _pixels(config: Any) -> tuple[Any, Dims]:
     vision = _part(config, "vision_config", "encoder", "backbone_config")
     height, width = _pair(_first(vision, config, names=("image_size", "input_size"), default=224))
     channels = _first(vision, config, names=("num_channels", "in_chans", "in_channels"), default=3)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(BATCH, channels, height, width, generator=generator), {0: "batch"}
+    return _noise(BATCH, channels, height, width), {0: "batch"}
 
 
 def _waves(_config: Any) -> tuple[Any, Dims]:
-    generator = torch.Generator().manual_seed(0)
-    dims: Dims = {0: "batch", 1: "samples"}
-    return torch.randn(BATCH, _SAMPLES, generator=generator), dims
+    return _noise(BATCH, _SAMPLES), {0: "batch", 1: "samples"}
 
 
 def _features(config: Any) -> tuple[Any, Dims]:
@@ -167,21 +164,17 @@ def _features(config: Any) -> tuple[Any, Dims]:
     bins = _first(audio, config, names=("num_mel_bins", "feature_size", "input_feat_per_channel"), default=80)
     size = _first(audio, names=("spec_size",), default=None)
     if size is not None:  # made a square picture: 1001 frames of its processor's 10 s become 1024
-        return _noise(config, (BATCH, 1, size * (size // bins) * 1001 // 1024, bins)), {0: "batch"}
+        return _noise(BATCH, 1, size * (size // bins) * 1001 // 1024, bins), {0: "batch"}
     positions = _first(audio, config, names=("max_source_positions",), default=None)
-    generator = torch.Generator().manual_seed(0)
     if positions is not None and not hasattr(config, "conv_kernel_sizes"):
-        return torch.randn(BATCH, bins, 2 * positions, generator=generator), {0: "batch"}
+        return _noise(BATCH, bins, 2 * positions), {0: "batch"}
     frames = _first(audio, config, names=("max_length_frames",), default=_FRAMES)
-    dims: Dims = {0: "batch", 1: "frames"}
-    return torch.randn(BATCH, frames, bins, generator=generator), dims
+    return _noise(BATCH, frames, bins), {0: "batch", 1: "frames"}
 
 
 def _spectrogram(config: Any) -> tuple[Any, Dims]:
     """`[batch, frames, bins]` of a fixed length, as an audio spectrogram transformer takes it."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (BATCH, int(config.max_length), int(config.num_mel_bins))
-    return torch.randn(shape, generator=generator), {0: "batch"}
+    return _noise(BATCH, int(config.max_length), int(config.num_mel_bins)), {0: "batch"}
 
 
 def _waves_or_spectrogram(config: Any) -> tuple[Any, Dims]:
@@ -191,23 +184,21 @@ def _waves_or_spectrogram(config: Any) -> tuple[Any, Dims]:
 
 def _regions(config: Any) -> tuple[Any, Dims]:
     """Features of the regions of a picture, `[batch, regions, width]`."""
-    return _noise(config, (BATCH, _REGIONS, config.visual_feat_dim)), {0: "batch", 1: "regions"}
+    return _noise(BATCH, _REGIONS, config.visual_feat_dim), {0: "batch", 1: "regions"}
 
 
 def _places(config: Any) -> tuple[Any, Dims]:
-    return _noise(config, (BATCH, _REGIONS, config.visual_pos_dim)), {0: "batch", 1: "regions"}
+    return _noise(BATCH, _REGIONS, config.visual_pos_dim), {0: "batch", 1: "regions"}
 
 
 def _order(config: Any) -> tuple[Any, Dims]:
     """What masks patches, `[batch, patches]`: those of the least numbers stay."""
     height, width = _pair(config.image_size)
-    generator = torch.Generator().manual_seed(0)
-    return torch.rand(
-        BATCH, (height // config.patch_size) * (width // config.patch_size), generator=generator
-    ), {0: "batch"}
+    patches = (height // config.patch_size) * (width // config.patch_size)
+    return torch.rand(BATCH, patches, generator=torch.Generator().manual_seed(0)), {0: "batch"}
 
 
-def _noise(_config: Any, shape: tuple[int, ...]) -> Any:
+def _noise(*shape: int) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 

@@ -15,7 +15,7 @@ from typing import Any, Final, final
 
 from burnish.exporter.blame import place_on_stack
 from burnish.exporter.dims import Axis
-from burnish.exporter.library_fixes import fixes, translate
+from burnish.exporter.library_fixes import fixes, trace, translate
 from burnish.exporter.needs import torch
 from burnish.exporter.values import copies
 from burnish.feeds import Assignment, is_batch
@@ -113,28 +113,20 @@ def decisions(module: Any, named: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def follow(
-    module: Any, named: Mapping[str, Any], axes: Sequence[Axis], opset: int, decided: Mapping[str, bool]
+    module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any], opset: int, decided: Mapping[str, bool]
 ) -> tuple[Any, Taken]:
     """Trace and translate, with transformers' mends; to be called inside `traceable`.
 
     Args:
         module: in eval mode.
         named: example inputs by parameter name.
-        axes: the dynamic axes.
+        shapes: what torch.export takes as `dynamic_shapes`; it finds out itself what each dim is.
         opset: of the graph.
         decided: what `decisions` heard.
     """
-    shapes: dict[str, Any] = {
-        name: {} if isinstance(value, torch.Tensor) else None for name, value in named.items()
-    }
-    for axis in axes:
-        shapes[axis.input][axis.axis] = torch.export.Dim.AUTO
     with fixes(module):
         with _replayed(decided) as used:
-            traced = torch.export.export(
-                module, (), kwargs=copies(named), dynamic_shapes=shapes, strict=False,
-                prefer_deferred_runtime_asserts_over_guards=True,
-            )  # fmt: skip
+            traced = trace(module, named, shapes)
         taken = Taken(tuple(_conditions(traced)), _ranges(traced), tuple(used))
         return translate(traced, opset), taken
 

@@ -7,17 +7,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from burnish.exporter.needs import torch
+from burnish.exporter.swapping import swapped
 
 
 @contextlib.contextmanager
 def grids_in_arithmetic() -> Iterator[None]:
     """Inside, a grid is computed from ranges, whose lengths may vary."""
-    original = torch.affine_grid_generator
-    torch.affine_grid_generator = affine_grid
-    try:
+    with swapped(torch, affine_grid_generator=affine_grid):
         yield
-    finally:
-        torch.affine_grid_generator = original
 
 
 def affine_grid(theta: Any, size: Sequence[Any], align_corners: bool) -> Any:

@@ -21,10 +21,8 @@ _LONGEST: Final = 512  # of a dim with a larger bound: attention takes memory by
 _LONGEST_OF_LARGE: Final = 64  # in models with more parameters than _PAIRS, which take seconds a token
 _BATCHES: Final = (1, 2, 3)
 _ROOM: Final = 7  # tokens that must fit after the longest past
-_STRIDED: Final = (
-    2  # a least length above it: strides may make one step of many, odd or even between the others
-)
-_BETWEEN: Final = (1.31, 1.62, 1.93, 2.44, 2.75)
+_STRIDED: Final = 2  # a least length above it comes of strides, which make one step of many,
+_BETWEEN: Final = (1.31, 1.62, 1.93, 2.44, 2.75)  # an odd number or an even one between the other lengths
 _FREE: Final = 16  # the longest of a dim without a bound
 
 

@@ -28,6 +28,11 @@ class Stack:
     kept: int
     """How many of them are traced; those that follow are the last of these again."""
 
+    @property
+    def first(self) -> int:
+        """The first of those that are alike."""
+        return self.kept - 1 - _COMPARED
+
     def layer(self, number: int) -> str:
         """The path of one of its layers."""
         return f"{self.path}.{number}" if self.path else str(number)
@@ -107,12 +112,15 @@ def _lists(attributes: Mapping[str, Any]) -> Iterator[Sequence[Any]]:
             yield from _lists(vars(value))
 
 
+def all_weights(model: Any) -> dict[str, Any]:
+    """Parameters and buffers by name, in the order in which torch lists them; shared ones by each name."""
+    both = (model.named_parameters, model.named_buffers)
+    return {name: tensor for each in both for name, tensor in each(remove_duplicate=False)}
+
+
 def _uses(model: Any) -> Counter[int]:
     """How often each memory is a parameter or a buffer of the model."""
-    named = (model.named_parameters, model.named_buffers)
-    return Counter(
-        tensor.data_ptr() for each in named for _, tensor in each(remove_duplicate=False) if tensor.numel()
-    )
+    return Counter(tensor.data_ptr() for tensor in all_weights(model).values() if tensor.numel())
 
 
 def _shares(layer: Any, uses: Mapping[int, int]) -> bool:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from burnish.exporter.needs import need, torch
 from burnish.exporter.sizes import SizesStaySizes, lengths_stay_sizes
 from burnish.exporter.translations import translations
+from burnish.exporter.values import copies
 
 MENDED: Final = frozenset(
     {"EXPORT_DATA_DEPENDENT", "EXPORT_FAILED", "EXPORT_PARITY", "EXPORT_SPECIALISED", "EXPORT_UNSUPPORTED_OP"}
@@ -43,6 +44,20 @@ def fixes(module: Any) -> Iterator[None]:
         lengths_stay_sizes(module),
     ):
         yield
+
+
+def trace(module: Any, named: Mapping[str, Any], shapes: Mapping[str, Any]) -> Any:
+    """The module as a `torch.export.ExportedProgram`; to be called inside `fixes`.
+
+    Args:
+        module: in eval mode.
+        named: example inputs by parameter name.
+        shapes: what torch.export takes as `dynamic_shapes`.
+    """
+    return torch.export.export(
+        module, (), kwargs=copies(named), dynamic_shapes=shapes, strict=False,
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )  # fmt: skip
 
 
 def translate(traced: Any, opset: int) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from burnish.exporter.needs import torch
+from burnish.exporter.swapping import swapped
 
 
 @contextlib.contextmanager
@@ -20,10 +21,5 @@ def masks_as_given() -> Iterator[None]:
     def is_causal(_mask: Any, is_causal: bool | None = None, _size: int | None = None) -> bool:
         return is_causal is True
 
-    home = torch.nn.modules.transformer
-    detect = home._detect_is_causal_mask
-    home._detect_is_causal_mask = is_causal
-    try:
+    with swapped(torch.nn.modules.transformer, _detect_is_causal_mask=is_causal):
         yield
-    finally:
-        home._detect_is_causal_mask = detect

@@ -20,7 +20,7 @@ from burnish.exporter.calls import need_called_alike
 from burnish.exporter.capture import Dims, translated
 from burnish.exporter.dims import Axis
 from burnish.exporter.layer_nodes import UnlikeError
-from burnish.exporter.layers import Stack, find_stacks, shortened
+from burnish.exporter.layers import Stack, all_weights, find_stacks, shortened
 from burnish.exporter.library_fixes import NOTE, has_fixes
 from burnish.exporter.quiet import quiet
 from burnish.exporter.replay import Interface, replay
@@ -82,7 +82,7 @@ def _captured(
     interface = Interface(
         dict(zip(tensors(given), graph.inputs, strict=True)), dict(zip(results, graph.outputs, strict=True))
     )
-    weights = _weights(recast.model)
+    weights = all_weights(recast.model)
     replayed = [stack for stack in stacks if replay(graph, stack, interface, weights.get)]
     if not replayed:
         raise UnlikeError("the graph holds nothing of these layers")
@@ -108,12 +108,6 @@ def _traced(
     program, dims = translated(short, given, axes, opset, fixed=True)
     dims.notes.append(NOTE)
     return program, dims
-
-
-def _weights(model: Any) -> dict[str, Any]:
-    """Parameters and buffers by name, in the order in which torch lists them; shared ones by each name."""
-    both = (model.named_parameters, model.named_buffers)
-    return {name: tensor for each in both for name, tensor in each(remove_duplicate=False)}
 
 
 def _need_same_dims(interface: Interface, whole: Whole) -> None:

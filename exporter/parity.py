@@ -65,10 +65,10 @@ def check_parity(exported: Exported, run: Run, *, tolerance: float | None = None
     compared: list[Assignment] = []
     wrong: list[MismatchError] = []
     notes = list(exported.notes)
-    usual = len(lattice(exported.signature.inputs, exported.signature.dims, exported.parameters))
-    usual += len(exported.doubtful)
-    for number, assignment in enumerate(_all_assignments(exported)):
-        if number >= usual and len(compared) >= _WANTED:
+    usual = lattice(exported.signature.inputs, exported.signature.dims, exported.parameters)
+    wanted = len(usual) + len(exported.doubtful)
+    for number, assignment in enumerate([*usual, *exported.doubtful, *_steps(exported, usual)]):
+        if number >= wanted and len(compared) >= _WANTED:
             break
         feeds = make_feeds(exported.signature.inputs, assignment, seed=seed + number)
         try:
@@ -159,17 +159,14 @@ def _largest(errors: Sequence[MismatchError]) -> MismatchError:
     return errors[0]
 
 
-def _all_assignments(exported: Exported) -> Iterator[Assignment]:
-    """The lattice; where the module fails, multiples of the example sizes, for dims with a step."""
+def _steps(exported: Exported, usual: Sequence[Assignment]) -> Iterator[Assignment]:
+    """Multiples of the example sizes, where the module fails at the usual ones: for dims with a step."""
     specs, dims = exported.signature.inputs, exported.signature.dims
     names = dynamic_dims(specs)
     example = sizes_of(specs, exported.example)
     steps = [
         {name: _within(example[name] * factor, dims.get(name)) for name in names} for factor in (1, 2, 3, 4)
     ]
-    usual = lattice(specs, dims, exported.parameters)
-    yield from usual
-    yield from exported.doubtful
     yield from (each for index, each in enumerate(steps) if each not in usual and each not in steps[:index])
 
 
@@ -200,7 +197,8 @@ def _compare(
     allowed = tolerance if tolerance is not None else _tolerance(reference)
     if not apart.within(allowed):
         _need_repeatable(exported, reference, feeds, allowed)
-        own = own_rounding(exported.module, exported.reference, feeds, apart.name) if tolerance is None else 0
+        single = reference[apart.name] if tolerance is None else None
+        own = own_rounding(exported.module, exported.reference, feeds, apart.name, single)
         if apart.within(min(_AS_ROUNDED * own, _MOST_ROUNDED)):
             where = f"output {apart.name!r} at {_spell(assignment)}"
             return apart, [f"{where}: {apart.max_rel:.1e} apart, where torch's own rounding is {own:.1e}"]

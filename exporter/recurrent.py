@@ -16,6 +16,7 @@ from typing import Any
 
 from burnish.errors import ExportError
 from burnish.exporter.needs import torch
+from burnish.exporter.swapping import swapped
 
 _rnn = torch.nn.utils.rnn
 
@@ -27,19 +28,12 @@ def lengths_kept() -> Iterator[None]:
     What computes on `PackedSequence.data` place by place is traced right; what mixes places is not, as it
     sees the padding too. The functions' code is swapped, as they are imported by name everywhere.
     """
-    kinds = (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN)
-    forwards = {kind: kind.forward for kind in kinds}
-    pack, pad = _rnn.pack_padded_sequence, _rnn.pad_packed_sequence
-    codes = pack.__code__, pad.__code__
-    try:
-        pack.__code__, pad.__code__ = _pack.__code__, _pad.__code__
-        for kind, forward in forwards.items():
-            kind.forward = _forward(forward)
+    with contextlib.ExitStack() as swaps:
+        swaps.enter_context(swapped(_rnn.pack_padded_sequence, __code__=_pack.__code__))
+        swaps.enter_context(swapped(_rnn.pad_packed_sequence, __code__=_pad.__code__))
+        for kind in (torch.nn.LSTM, torch.nn.GRU, torch.nn.RNN):
+            swaps.enter_context(swapped(kind, forward=_forward(kind.forward)))
         yield
-    finally:
-        pack.__code__, pad.__code__ = codes
-        for kind, forward in forwards.items():
-            kind.forward = forward
 
 
 def packed(padded: Any, lengths: Any, batch_first: bool) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from burnish.exporter.needs import torch
+from burnish.exporter.swapping import swapped
 
 
 @contextlib.contextmanager
@@ -16,12 +17,9 @@ def fractions_less_integers() -> Iterator[None]:
 
     torch.onnx decomposes that (aten.rsub.Scalar) into an aten.sub that does not exist, and fails.
     """
-    operator, function = torch.Tensor.__rsub__, torch.rsub
-    torch.Tensor.__rsub__, torch.rsub = _in_floats(operator), _in_floats(function)
-    try:
+    operator, function = _in_floats(torch.Tensor.__rsub__), _in_floats(torch.rsub)
+    with swapped(torch.Tensor, __rsub__=operator), swapped(torch, rsub=function):
         yield
-    finally:
-        torch.Tensor.__rsub__, torch.rsub = operator, function
 
 
 def _in_floats(subtract: Callable[..., Any]) -> Callable[..., Any]:

@@ -45,7 +45,7 @@ from burnish.exporter.values import (
     to_numpy,
     to_tensor,
 )  # fmt: skip
-from burnish.feeds import Assignment
+from burnish.feeds import Assignment, sizes_of
 from burnish.manifest import DimRange, Manifest
 from burnish.model import signature
 
@@ -147,8 +147,8 @@ def export_module(
     reference = _Reference(module, named, renamed, dict(zip(outputs, names, strict=True)))
     example = {renamed[name]: to_numpy(tensor) for name, tensor in tensors(named).items()}
     parameters = sum(weight.numel() for weight in module.parameters())
-    sizes = {axis.name: int(named[axis.input].shape[axis.axis]) for axis in axes if not axis.parts}
-    more = tuple(dims.doubtful(sizes, lattice(manifest.inputs, manifest.dims, parameters)))
+    usual = lattice(manifest.inputs, manifest.dims, parameters)
+    more = tuple(dims.doubtful(sizes_of(manifest.inputs, example), usual))
     return Exported(model, manifest, reference, example, module, parameters, tuple(notes), bool(once), more)
 
 
@@ -197,7 +197,7 @@ def _need(opset: int) -> None:
         )
 
 
-def _sized(named: dict[str, Any], axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, Any]:
+def _sized(named: Mapping[str, Any], axes: Sequence[Axis], sizes: Mapping[str, int]) -> dict[str, Any]:
     """The inputs at those sizes of the dims."""
     made = dict(named)
     for axis in axes:
@@ -217,9 +217,7 @@ def _widen(
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors(named).items()}
     sizes = example_sizes(axes, roomy(axes, shapes) if large else shapes)
     changed = {a.name: sizes[a.name] for a in axes if shapes[a.input][a.axis] != sizes[a.name]}
-    wide = dict(named)
-    for axis in axes:
-        wide[axis.input] = resized(wide[axis.input], axis.axis, sizes[axis.name])
+    wide = _sized(named, axes, sizes)
     if changed:
         try:
             with quiet():
@@ -236,9 +234,7 @@ def _two_runs(
     """Shapes of the outputs at the example's sizes and at others; None where the module refuses those."""
     sizes = {axis.name: int(named[axis.input].shape[axis.axis]) for axis in axes}
     others = other_sizes(axes, sizes)
-    wide = dict(named)
-    for axis in axes:
-        wide[axis.input] = resized(wide[axis.input], axis.axis, others[axis.name])
+    wide = _sized(named, axes, others)
     try:
         with quiet():
             again = flat_outputs(module(**copies(wide)))

@@ -23,6 +23,7 @@ from burnish.benchmarks.export.judge import (
     spell,
 )
 from burnish.benchmarks.export.steppers import Stepper, stepper_of, torch_logits
+from burnish.exporter.encoder_decoder import start_token
 
 TOKENS: Final = 32
 _PAST: Final = (0, 1, 11)
@@ -105,7 +106,7 @@ def _tokens(
             for row in range(1, batch):
                 mask[row, : rng.integers(0, total)] = 0
         return ids, mask, {}
-    ids[:, 0] = start_of(case)
+    ids[:, 0] = start_token(case.module)
     return ids, mask, _encoder_inputs(case, sizes, int(rng.integers(2**31)))
 
 
@@ -115,17 +116,6 @@ def _encoder_inputs(case: Loaded, sizes: Mapping[str, int], seed: int) -> dict[s
         for name, tensor in case.inputs.items()
         if not name.startswith("decoder_")
     }
-
-
-def start_of(case: Loaded) -> int:
-    """The token that decoding starts from."""
-    config = case.module.config
-    configs = getattr(case.module, "generation_config", None), config, config.get_text_config(decoder=True)
-    for name, known in itertools.product(("decoder_start_token_id", "bos_token_id"), configs):
-        start = getattr(known, name, None)
-        if isinstance(start, int):
-            return start
-    return 0
 
 
 def _random_ids(case: Loaded, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -198,7 +188,7 @@ def _prompts(
     if case.form == "encoder-decoder":
         dims = {d: s[min(2, len(s) - 1)] for d, s in case.sizes.items()} | {"batch": len(rows)}
         given = _encoder_inputs(case, dims, 11)
-        ids = np.full((len(rows), 1), start_of(case), np.int64)
+        ids = np.full((len(rows), 1), start_token(case.module), np.int64)
         return ids, np.ones_like(ids), given
     lengths = [_PROMPTS[row] if ragged else _PROMPTS[1] for row in rows]
     ids = _random_ids(case, (len(rows), max(lengths)), rng)

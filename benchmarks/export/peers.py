@@ -12,8 +12,8 @@ from typing import Any, Final
 from burnish.benchmarks.export import optimum_runner
 from burnish.benchmarks.export.cases import Loaded
 from burnish.benchmarks.export.judge import Product, flags
-from burnish.benchmarks.export.judge_decode import start_of
 from burnish.errors import BurnishError
+from burnish.exporter.encoder_decoder import start_token
 
 LIMIT_S: Final = 300
 
@@ -82,7 +82,7 @@ def _stages(case: Loaded, given: dict[str, Any]) -> dict[str, tuple[Any, dict[st
     from transformers.exporters.utils import decompose_for_generation, get_leaf_tensors
 
     generation = case.module.generation_config
-    generation.bos_token_id = generation.decoder_start_token_id = start_of(case)
+    generation.bos_token_id = generation.decoder_start_token_id = start_token(case.module)
     inputs = {name: tensor for name, tensor in given.items() if not name.startswith("decoder_")}
     if "attention_mask" in inputs and case.form == "decoder":
         inputs["attention_mask"] = inputs["attention_mask"].flip(-1)
