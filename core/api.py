@@ -171,7 +171,9 @@ def _rewrite(
         source.manifest, target, samples=samples, typical=typical, calibration=calibration,
         progress=progress, seed=seed,
     )  # fmt: skip
-    checker = DifferentialChecker(source.manifest, samples=samples[:_CHECKED_LOSSY], seed=seed)
+    checker = DifferentialChecker(
+        source.manifest, samples=samples[:_CHECKED_LOSSY], seed=seed, by_region=True
+    )
     outcome = run_recipe(
         recipe, source.model, bench.context(measured=measured), checker,
         on_mismatch=on_mismatch, progress=progress,

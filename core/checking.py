@@ -22,10 +22,12 @@ from burnish.errors import ModelError, OutputError
 from burnish.fallback_sizes import fallback_sizes
 from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds
 from burnish.kv_cache import Case, InPlace
+from burnish.lending import lend
 from burnish.manifest import Manifest
 from burnish.model import signature, to_bytes
 from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
+from burnish.region_check import compare_regions
 from burnish.runtime.reference import ModelSource, Reference
 from burnish.weights import weight_bytes
 
@@ -60,9 +62,12 @@ class DifferentialChecker:
         samples: real inputs, on which lossy and coarse steps are judged (random ones otherwise). Those run
             on the random ones too, where shapes and the places of NaN must fit.
         seed: of the random inputs; the same seed gives the same inputs.
+        by_region: compare a model with what a pass made of it only where it was changed, if that can be.
     """
 
-    def __init__(self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0) -> None:
+    def __init__(
+        self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0, by_region: bool = False
+    ) -> None:
         specs = interface.inputs
         self._interface, self._seed = interface, seed
         self._random: list[Case] = [
@@ -76,6 +81,7 @@ class DifferentialChecker:
         self._dropped: list[str] = []
         self._runs_at_all = False
         self._in_place = False
+        self._by_region = by_region
         self._cached: tuple[ir.Model, bool, InPlace | None, list[Arrays]] | None = None
 
     def __call__(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> Verdict:
@@ -84,6 +90,10 @@ class DifferentialChecker:
         Raises:
             ModelError: `before` does not load, or runs on none of the random inputs.
         """
+        if self._by_region and not numerics.by_norm:
+            verdict = self._at_changes(before, after, numerics.tolerance)
+            if verdict is not None:
+                return verdict
         return self._compare(before, after, numerics, deployed=False)
 
     def deployed(self, original: ir.Model, result: ir.Model, numerics: Numerics) -> Verdict:
@@ -96,6 +106,17 @@ class DifferentialChecker:
         few = self._dynamic and len(self._random) < _ENOUGH
         short = [f"compared at {len(self._random)} assignments of the dynamic dims, {_ENOUGH} are meant"]
         return (*self._dropped, *(short if few else ()), *([_PROMISE] if self._in_place else ()))
+
+    def _at_changes(self, before: ir.Model, after: ir.Model, tolerance: float) -> Verdict | None:
+        if before.metadata_props != after.metadata_props:  # a cache that is updated in place from here on
+            return None
+        if not self._runs_at_all:
+            self._drop_impossible(before)
+        promise = self._promise(before, after)
+        cases, _ = self._cases(False, promise)
+        if promise is not None:
+            cases = [(sizes, promise.fit(before.metadata_props, feeds)) for sizes, feeds in cases]
+        return compare_regions(before, after, cases, tolerance)
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics.by_norm and bool(self._real)
@@ -153,23 +174,20 @@ class DifferentialChecker:
         promise = self._promise(model, model)
         if promise is not None:
             self._random = promise.cases(self._random, self._make)
-        with model_file(model) as source:
-            reference = Reference(source)
-            possible = []
-            for case in self._random:
-                try:
-                    reference(case[1])
-                except ModelError as error:
-                    failure = error
-                    sizes = ", ".join(f"{name}={size}" for name, size in case[0].items())
-                    self._dropped.append(
-                        f"not compared at {sizes}, where the source fails: {_short(error.what)}"
-                    )
-                else:
-                    possible.append(case)
-            if len(possible) < _ENOUGH:
-                more = _elsewhere(reference, self._interface, seed=self._seed)
-                possible += itertools.islice(more, _ENOUGH - len(possible))
+        reference = judge(model)
+        possible = []
+        for case in self._random:
+            try:
+                reference(case[1])
+            except ModelError as error:
+                failure = error
+                sizes = ", ".join(f"{name}={size}" for name, size in case[0].items())
+                self._dropped.append(f"not compared at {sizes}, where the source fails: {_short(error.what)}")
+            else:
+                possible.append(case)
+        if len(possible) < _ENOUGH:
+            more = _elsewhere(reference, self._interface, seed=self._seed)
+            possible += itertools.islice(more, _ENOUGH - len(possible))
         if not possible:
             raise failure
         self._random, self._runs_at_all = possible, True
@@ -183,17 +201,15 @@ def runnable(
     Raises:
         ModelError: the model does not load, or runs nowhere.
     """
-    with model_file(model) as source:
-        reference = Reference(source)
-        found = []
-        for feeds in samples:
-            try:
-                reference(feeds)
-            except ModelError as error:
-                failure = error
-            else:
-                found.append(feeds)
-        found = found or [feeds for _, feeds in _elsewhere(reference, interface, seed=seed)]
+    reference, found = judge(model), []
+    for feeds in samples:
+        try:
+            reference(feeds)
+        except ModelError as error:
+            failure = error
+        else:
+            found.append(feeds)
+    found = found or [feeds for _, feeds in _elsewhere(reference, interface, seed=seed)]
     if not found:
         raise failure
     return found
@@ -215,16 +231,33 @@ def _judging(found: Sequence[Difference], judges: int) -> list[int]:
     return [i for i, apart in enumerate(found) if i < judges or math.isinf(apart.max_rel)]
 
 
+def judge(model: ir.Model) -> Reference:
+    """The model as it is written, ready to run; its weights stay where they are.
+
+    Raises:
+        ModelError: onnxruntime cannot load it, or its graph alone is over 2 GB.
+    """
+    graph, weights = lend(model)
+    return Reference(graph, weights=weights)
+
+
 def _outputs(
     model: ir.Model, cases: Sequence[Case], promise: InPlace | None, *, optimize: bool = False
 ) -> list[Arrays]:
-    """What a model computes, as far as it promises anything."""
-    with model_file(model) as source:
-        reference = Reference(source, optimize=optimize)
-        if promise is None:
-            return [reference(feeds) for _, feeds in cases]
-        fit = functools.partial(promise.fit, model.metadata_props)
-        return [promise.promised(feeds, reference(fit(feeds))) for _, feeds in cases]
+    """What a model computes, as far as it promises anything; `optimize`: as it is deployed."""
+    if optimize:
+        with model_file(model) as source:
+            return _run(Reference(source, optimize=True), model, cases, promise)
+    return _run(judge(model), model, cases, promise)
+
+
+def _run(
+    reference: Reference, model: ir.Model, cases: Sequence[Case], promise: InPlace | None
+) -> list[Arrays]:
+    if promise is None:
+        return [reference(feeds) for _, feeds in cases]
+    fit = functools.partial(promise.fit, model.metadata_props)
+    return [promise.promised(feeds, reference(fit(feeds))) for _, feeds in cases]
 
 
 class model_file:  # noqa: N801 - a context manager, named as one

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from burnish.artifact import Artifact
-from burnish.checking import model_file
+from burnish.checking import judge
 from burnish.difference import Difference, worst
 from burnish.errors import ExportError, MismatchError, nearest
 from burnish.feeds import Assignment, make_feeds
@@ -69,9 +69,8 @@ def keep_weights(artifact: Artifact, stored: Mapping[str, Any], *, seed: int) ->
     start = time.perf_counter()
     before, after = artifact.model, copy_model(artifact.model)
     kept = keep_blocks(after, stored)
-    with model_file(before) as floats, model_file(after) as file:
-        run = Reference(file)
-        found, compared = _compared(artifact, Reference(floats), run, seed)
+    run = judge(after)
+    found, compared = _compared(artifact, judge(before), run, seed)
     furthest = max(found, key=lambda apart: apart.max_rel)
     if not furthest.within(Numerics.ROUNDING.tolerance):
         raise MismatchError(

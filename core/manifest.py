@@ -54,6 +54,8 @@ class Receipt(msgspec.Struct, frozen=True, omit_defaults=True):
     nodes_after: int = 0
     assignments: tuple[dict[str, int], ...] = ()
     """The sizes of the dynamic dims it was compared at."""
+    places: str = ""
+    """Where it was compared, if not at the outputs: at the values that the step changed."""
     notes: tuple[str, ...] = ()
     """What did not fire and why, what was rolled back, what random data stood in for."""
     measured: tuple[str, ...] = ()

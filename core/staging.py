@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from burnish.artifact import DATA, Artifact, DataFile
-from burnish.checking import model_file
+from burnish.checking import judge
 from burnish.errors import ExportError, nearest
 from burnish.files import scratch_folder, write_scratch
 from burnish.model import graph_bytes
@@ -102,8 +102,7 @@ class Stage:
     def reference(self, model: ir.Model, name: str) -> Iterator[Reference]:
         """A model on its way, ready to run. It stays so after the block."""
         if self.storage is None:
-            with model_file(model) as file:
-                yield Reference(file)
+            yield judge(model)
             return
         path = self.storage.path.with_name(f"{name}.onnx")
         path.unlink(missing_ok=True)  # of an attempt that was no success

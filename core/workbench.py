@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.checking import model_file
+from burnish.checking import judge, model_file
 from burnish.errors import ModelError
 from burnish.feeds import Assignment, assignments, make_feeds, sizes_of, typical_sizes
 from burnish.kv_cache import InPlace
@@ -20,7 +20,6 @@ from burnish.manifest import Manifest
 from burnish.model import expose, signature, to_bytes
 from burnish.passes.base import Arrays, Context, Range
 from burnish.passes.runner import Progress
-from burnish.runtime.reference import Reference
 from burnish.target import Target
 
 
@@ -97,13 +96,12 @@ class Workbench:
 
     def probe_at(self, model: ir.Model, names: Sequence[str]) -> tuple[Assignment, Arrays]:
         """The same, and the sizes of the dynamic dims in that input."""
-        with model_file(expose(model, names)) as source:
-            reference = Reference(source)
-            for feeds in self._fitting(model, self.typical_feeds()):
-                try:
-                    return sizes_of(self._interface.inputs, feeds), reference(feeds, names)
-                except ModelError as error:
-                    failure = error
+        reference = judge(expose(model, names))
+        for feeds in self._fitting(model, self.typical_feeds()):
+            try:
+                return sizes_of(self._interface.inputs, feeds), reference(feeds, names)
+            except ModelError as error:
+                failure = error
         raise failure
 
     def _fitting(self, model: ir.Model, samples: Iterable[Arrays]) -> Sequence[Arrays]:

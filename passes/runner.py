@@ -37,6 +37,8 @@ class Verdict:
     """The sizes at which the largest difference was found."""
     failure: str = ""
     """Why the model could not be loaded or run, if so; the difference is then infinite."""
+    places: str = ""
+    """Where it was compared, if not at the outputs."""
 
 
 class Checker(Protocol):
@@ -115,6 +117,7 @@ def _step(
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
         max_rel_error=_judged(verdict, numerics), assignments=verdict.assignments,
+        places=verdict.places,
     )  # fmt: skip
     if _kept(verdict, numerics):
         return candidate, receipt

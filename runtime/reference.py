@@ -19,6 +19,9 @@ ModelSource = bytes | Path
 """A serialised ModelProto, or the path of a model file (needed where weights are external)."""
 
 
+_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+LENT: Final = Path(__file__).name
+"""What a model in memory names as the file of lent weights: this one, as it must exist. Nobody opens it."""
 _NO_KERNEL: Final = (
     "The judge is onnxruntime's CPU provider, which has no kernel for the type at that node: export or "
     "convert the model to float32 (--dtype float32)."
@@ -55,6 +58,8 @@ class Reference:
         if weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
+        if weights and isinstance(model, bytes):
+            options.add_session_config_entry(_DATA_FOLDER, str(Path(__file__).parent))
         try:
             self._session = ort.InferenceSession(
                 model if isinstance(model, bytes) else str(model), options,

@@ -1,17 +1,23 @@
 """Random graphs of shape arithmetic, before and after the clean-up, at sizes that include 0 and 1."""
 
+from collections import Counter
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from burnish.checking import judge
 from burnish.difference import worst
 from burnish.errors import ModelError
-from burnish.model import to_bytes
-from burnish.passes.base import Context
+from burnish.feeds import make_feeds
+from burnish.model import copy_model, signature, to_bytes
+from burnish.passes.base import Context, Numerics
 from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import CLEAN_UP
+from burnish.region_check import compare_regions
 from burnish.runtime.reference import Reference
 
 Dims = tuple[str | int, ...]
@@ -212,3 +218,73 @@ def test_a_hundred_random_graphs() -> None:
 @pytest.mark.slow
 def test_five_thousand_random_graphs() -> None:
     sweep(range(100, 5100))
+
+
+def mutate(model: ir.Model, rng: np.random.Generator) -> str:
+    """Make one change that is mostly wrong; say what it was."""
+    nodes = [node for node in model.graph if node.op_type in CHANGES]
+    if not nodes:
+        return "none"
+    node = nodes[rng.integers(len(nodes))]
+    CHANGES[node.op_type](node)
+    return f"{node.op_type} of {node.outputs[0].name}"
+
+
+def _to(op_type: str) -> Callable[[ir.Node], None]:
+    def change(node: ir.Node) -> None:
+        node.op_type = op_type
+
+    return change
+
+
+CHANGES = {
+    "Relu": _to("Abs"), "Neg": _to("Identity"), "Add": _to("Mul"), "Mul": _to("Add"), "Identity": _to("Relu"),
+}  # fmt: skip
+
+
+def agree(seed: int) -> str:
+    """Whether place by place says no more than the whole does, on a random graph with a random change."""
+    proto = Writer(seed).model(steps=12)
+    model, specs = ir.from_proto(proto), signature(ir.from_proto(proto)).inputs
+    after = copy_model(model)
+    change = mutate(after, np.random.default_rng(seed))
+    whole, fitting = [], []
+    reference, tolerance = judge(model), Numerics.ROUNDING.tolerance
+    for sizes in SIZES:
+        feeds = make_feeds(specs, sizes, seed=seed)
+        try:
+            expected = reference(feeds)
+        except ModelError:
+            continue
+        fitting.append((sizes, feeds))
+        try:
+            whole.append(worst(expected, judge(after)(feeds)).within(tolerance))
+        except ModelError:
+            whole.append(False)
+    if not fitting:
+        return "nowhere"
+    verdict = compare_regions(model, after, fitting, tolerance)
+    assert verdict is None or all(whole), (seed, change)
+    return "equal" if verdict is not None else ("different" if not all(whole) else "unsure")
+
+
+@pytest.mark.parametrize("seeds", [range(150), pytest.param(range(150, 3000), marks=pytest.mark.slow)])
+def test_comparing_at_changes_finds_what_comparing_the_whole_finds(seeds: range) -> None:
+    found = Counter(map(agree, seeds))
+    assert found["equal"] > 0.01 * len(seeds), found
+    assert found["different"] > 0.3 * len(seeds), found  # the rest changed what no output needs
+
+
+def test_the_clean_up_is_compared_at_its_changes() -> None:
+    compared = []
+    for seed in range(60):
+        proto = Writer(seed).model(steps=12)
+        model, specs = ir.from_proto(proto), signature(ir.from_proto(proto)).inputs
+        fitting = [(sizes, make_feeds(specs, sizes, seed=seed)) for sizes in SIZES if 0 not in sizes.values()]
+        for pass_ in Recipe.parse(CLEAN_UP).passes:
+            before = copy_model(model)
+            if pass_.rewrite(model, Context()):
+                verdict = compare_regions(before, model, fitting, pass_.numerics.tolerance)
+                compared.append(verdict is not None)
+    assert len(compared) > 300
+    assert sum(compared) >= 0.9 * len(compared), f"{sum(compared)} of {len(compared)}"

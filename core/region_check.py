@@ -1,0 +1,194 @@
+"""Compare a model with what a pass made of it where they differ, on values that the model itself computes.
+
+Only what the places need is run: the model up to the last of them, and of the changed model the places alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final, final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from burnish.difference import Difference, difference
+from burnish.errors import ModelError
+from burnish.kv_cache import Case
+from burnish.lending import lendable, place_holder
+from burnish.numbering import Side, Unnumbered, operands
+from burnish.passes.runner import Verdict
+from burnish.regions import Region, Regions
+from burnish.runtime.reference import Reference
+
+Arrays = Mapping[str, np.ndarray]
+
+_ROUNDS: Final = 4
+_SHARE: Final = 0.1
+"""Of what a pass may change outputs by, allowed at one place: what differs there may grow on its way."""
+_CHANGED: Final = "@changed"
+"""Ends the names of what the changed model computes, beside the values of the model before."""
+
+
+def compare_regions(
+    before: ir.Model, after: ir.Model, cases: Sequence[Case], tolerance: float
+) -> Verdict | None:
+    """How far apart the two are at the changed places; of places where the same was done, at the first.
+
+    A value that keeps its name but is another one on purpose (in another layout, say) is no place to compare
+    at: what is computed from it is.
+
+    Args:
+        before: the model as it was.
+        after: what a pass made of a copy of it.
+        cases: sizes and feeds, on each of which `before` runs.
+        tolerance: allowed `max_rel` of an output; a tenth of it at a place.
+
+    Returns:
+        None where they are further apart, or where this cannot say: the whole models have to be compared.
+    """
+    apart: frozenset[str] = frozenset()
+    outputs = {value.name for value in before.graph.outputs}
+    for _ in range(_ROUNDS):
+        try:
+            regions = Regions(before, after, apart)
+            kinds = regions.kinds()
+            places = _Places(regions, [kind[0] for kind in kinds])
+            found = [places.compare(feeds) for _, feeds in cases]
+        except (Unnumbered, ModelError):
+            return None
+        beyond = {each.name for case in found for each in case if not each.within(_SHARE * tolerance)}
+        if not beyond:
+            where = f"at {len(regions.all)} changed values of {len(kinds)} kinds, once a kind"
+            return _verdict(found, cases, where)
+        further = {region.root for kind in kinds if kind[0].root in beyond for region in kind} - outputs
+        if not further:
+            return None
+        apart |= further
+    return None
+
+
+def _verdict(found: Sequence[Sequence[Difference]], cases: Sequence[Case], places: str) -> Verdict:
+    furthest = [max(case, key=Difference.judged, default=Difference()) for case in found]
+    index = max(range(len(furthest)), key=lambda number: furthest[number].judged())
+    return Verdict(furthest[index], tuple(sizes for sizes, _ in cases), cases[index][0], places=places)
+
+
+@final
+class _Places:
+    """Both computations of some places, ready to run."""
+
+    def __init__(self, regions: Regions, chosen: Sequence[Region]) -> None:
+        self._regions, self._chosen = regions, chosen
+        needed = {name for region in chosen for name in (region.root, *region.leaves)}
+        self._constants = {
+            name: tensor.numpy() for name, tensor in regions.before.constants.items() if name in needed
+        }
+        self._captured = sorted(needed & regions.before.computed.keys())
+        self._before = self._open_before() if self._captured else None
+        self._after: Reference | None = None
+
+    def compare(self, feeds: Arrays) -> list[Difference]:
+        """Run both on the same values; how far apart each place is.
+
+        Raises:
+            ModelError: one of them does not load or run, or a value is no tensor.
+        """
+        values = {**feeds, **self._constants}
+        if self._before is not None:
+            values |= self._before({name: feeds[name] for name in self._inputs})
+        if not all(isinstance(value, np.ndarray) for value in values.values()):
+            raise ModelError("A value is no tensor.", "Compare the whole models.", code="MODEL_RUN")
+        changed = self._changed(values)
+        return [difference(name, values[name], array) for name, array in changed.items()]
+
+    def _changed(self, values: Arrays) -> dict[str, np.ndarray]:
+        constants = self._regions.after.constants
+        made = {region.root: constants[region.root].numpy() for region in self._chosen if not region.nodes}
+        computed = [region for region in self._chosen if region.nodes]
+        if computed:
+            leaves = sorted({leaf for region in computed for leaf in region.leaves})
+            if self._after is None:
+                self._after = self._open_after(computed, {leaf: values[leaf] for leaf in leaves})
+            results = self._after({leaf: values[leaf] for leaf in leaves})
+            made |= {region.root: results[region.root + _CHANGED] for region in computed}
+        return made
+
+    def _open_before(self) -> Reference:
+        side = self._regions.before
+        nodes = _behind(side, self._captured)
+        read = {each.name or "" for node in nodes for each in operands(node)}
+        self._inputs = [name for name in side.inputs if name in read]
+        part = _Part(side)
+        for name in self._inputs:
+            part.proto.graph.input.append(ir.to_proto(side.inputs[name]))
+        return part.open(nodes, [ir.to_proto(side.computed[name]) for name in self._captured], ())
+
+    def _open_after(self, regions: Sequence[Region], leaves: Arrays) -> Reference:
+        side = self._regions.after
+        wanted = {node for region in regions for node in region.nodes}
+        part = _Part(side)
+        part.proto.graph.input.extend(_info(name, array) for name, array in leaves.items())
+        outputs = [ir.to_proto(side.computed[region.root]) for region in regions]
+        for info in outputs:
+            info.name += _CHANGED
+        return part.open([node for node in side.model.graph if node in wanted], outputs, self._regions.cuts)
+
+
+@final
+class _Part:
+    """A model of some nodes of another, under the same opsets; large weights are lent."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self.proto = onnx.ModelProto(ir_version=side.model.ir_version)
+        self.proto.graph.name = "part"
+        for domain, version in side.model.graph.opset_imports.items():
+            self.proto.opset_import.add(domain=domain, version=version)
+
+    def open(
+        self, nodes: Iterable[ir.Node], outputs: Sequence[onnx.ValueInfoProto], renamed: Collection[str]
+    ) -> Reference:
+        """Ready to run; outputs of nodes under a name of `renamed` get another, as that is an input here."""
+        weights: dict[str, np.ndarray] = {}
+        graph, held = self.proto.graph, set(renamed)
+        for node in nodes:
+            proto = ir.to_proto(node)
+            proto.ClearField("metadata_props")
+            for index, name in enumerate(proto.output):
+                proto.output[index] = name + _CHANGED if name in renamed else name
+            graph.node.append(proto)
+            for name in (value.name or "" for value in operands(node)):
+                if name in self._side.constants and name not in held:
+                    held.add(name)
+                    graph.initializer.append(_initializer(name, self._side.constants[name], weights))
+        graph.output.extend(outputs)
+        return Reference(self.proto.SerializeToString(), weights=weights)
+
+
+def _initializer(name: str, tensor: ir.TensorProtocol, weights: dict[str, np.ndarray]) -> onnx.TensorProto:
+    array = lendable(tensor)
+    if array is not None:
+        weights[name] = array
+        return place_holder(name, array)
+    proto: onnx.TensorProto = ir.to_proto(tensor)
+    proto.name = name
+    return proto
+
+
+def _behind(side: Side, names: Iterable[str]) -> list[ir.Node]:
+    """The nodes that the named values need, in order; not those that hold constants."""
+    needed: set[ir.Node] = set()
+    todo = [side.computed[name] for name in names]
+    while todo:
+        node = todo.pop().producer()
+        if node is not None and node not in needed:
+            needed.add(node)
+            todo += [value for value in operands(node) if value.name in side.computed]
+    return [node for node in side.model.graph if node in needed]
+
+
+def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+    dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+    info: onnx.ValueInfoProto = onnx.helper.make_tensor_value_info(name, dtype, [None] * array.ndim)
+    return info

@@ -1,0 +1,215 @@
+"""Where a rewrite changed a model: at which values, computed from which others that both models have.
+
+A model after a pass is equal to the one before it if every changed value is, given equal values where its
+computation starts. That is checked place by place, on small models; and where the same change was made to
+layer after layer, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable, Iterator
+from typing import Final, final
+
+import onnx_ir as ir
+
+from burnish.numbering import (
+    Numbering,
+    Side,
+    Unnumbered,
+    constant_tensor,
+    operands,
+    operator,
+    shared_names,
+    tensor_key,
+)
+
+_FAR: Final = 400
+"""Operators behind a changed value that are followed to tell whether two places are alike."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Region:
+    """One changed value: how it is computed after the change, from values that both models have."""
+
+    root: str
+    nodes: tuple[ir.Node, ...]
+    """Of the model after the change, in order of computation; none where the value became a constant."""
+    leaves: tuple[str, ...]
+    """The values and inputs that the nodes start from."""
+
+
+@final
+class Regions:
+    """The changed places of a model.
+
+    Args:
+        before: the model as it was.
+        after: the model that a pass made of a copy of it.
+        apart: names that both have, but for values that are not the same.
+
+    Raises:
+        Unnumbered: the two cannot be compared place by place; the message says why.
+    """
+
+    def __init__(self, before: ir.Model, after: ir.Model, apart: frozenset[str] = frozenset()) -> None:
+        self.before, self.after = Side(before), Side(after)
+        _need_same_interface(before, after)
+        self.cuts = shared_names(self.before, self.after) - apart
+        self._numbering = Numbering(self.cuts)
+        self.all = tuple(self._find())
+
+    def kinds(self) -> list[list[Region]]:
+        """The places, those together at which the same computation became the same other one.
+
+        The same but for the values in large weights, which are the same ones before and after. The first of
+        each kind is the one that is computed first.
+        """
+        order = {name: place for place, name in enumerate([*self.before.constants, *self.before.computed])}
+        groups: dict[Hashable, list[Region]] = {}
+        for region in sorted(self.all, key=lambda region: order[region.root]):
+            form = _Form(self, region).key()
+            groups.setdefault(region.root if form is None else form, []).append(region)
+        return list(groups.values())
+
+    def _find(self) -> Iterator[Region]:
+        """Walk the changed model from its outputs, and from all else that it computes, back."""
+        old, new = self._numbering.of(self.before), self._numbering.of(self.after)
+        outputs = [value.name or "" for value in self.after.model.graph.outputs]
+        todo = list(dict.fromkeys([*outputs, *self._unused()]))
+        seen = set(todo)
+        while todo:
+            name = todo.pop()
+            if name in self.after.inputs:
+                continue
+            if name not in self.cuts:
+                if not self._same_constant(name):  # also of what neither an output nor a cut needs
+                    raise Unnumbered(f"output {name!r} is made under that name in one of them only")
+                continue
+            region = self.region(name)
+            if old[name] != new[name]:
+                yield region
+            todo += [leaf for leaf in region.leaves if leaf not in seen]
+            seen.update(region.leaves)
+
+    def _unused(self) -> Iterator[str]:
+        """What is computed for nothing: it can fail, too."""
+        for node in self.after.model.graph:
+            if constant_tensor(node) is None and not any(value.uses() for value in node.outputs):
+                yield from (value.name or "" for value in node.outputs)
+
+    def _same_constant(self, name: str) -> bool:
+        known = [side.constants.get(name) for side in (self.before, self.after)]
+        return None not in known and len({tensor_key(each) for each in known if each is not None}) == 1
+
+    def region(self, name: str) -> Region:
+        """How the changed model computes a value that both models have."""
+        value = self.after.computed.get(name)
+        if value is None:
+            return Region(name, (), ())
+        nodes: dict[ir.Node, None] = {}
+        leaves: dict[str, None] = {}
+        todo = [(value.producer(), False)]
+        while todo:
+            node, done = todo.pop()
+            if node is None or node in nodes:
+                continue
+            if done:
+                nodes[node] = None
+                continue
+            todo.append((node, True))
+            for operand in operands(node):
+                if operand.name in self.cuts:
+                    leaves[operand.name or ""] = None
+                elif operand.name not in self.after.constants:
+                    todo.append((operand.producer(), False))
+        return Region(name, tuple(nodes), tuple(leaves))
+
+
+def _need_same_interface(before: ir.Model, after: ir.Model) -> None:
+    for a, b in ((before.graph.inputs, after.graph.inputs), (before.graph.outputs, after.graph.outputs)):
+        if [(value.name, value.type) for value in a] != [(value.name, value.type) for value in b]:
+            raise Unnumbered("the inputs or outputs are not the same")
+    if before.graph.opset_imports.items() - after.graph.opset_imports.items():
+        raise Unnumbered("the opset changed")
+
+
+@final
+class _Form:
+    """What a place looks like, whatever the names: both computations, and how they share where they start.
+
+    Values at the start, and large weights, are numbered as they are met. That the two computations share them
+    is part of the form. A weight that the change made has no form: it may have been made wrongly.
+    """
+
+    def __init__(self, regions: Regions, region: Region) -> None:
+        self._regions, self._region = regions, region
+        self._leaves = frozenset(region.leaves)
+        self._met: dict[Hashable, int] = {}
+        self._steps = 0
+
+    def key(self) -> Hashable | None:
+        """None: the place is like no other."""
+        sides = self._regions.before, self._regions.after
+        try:
+            computed = tuple(self._computation(side) for side in sides)
+        except Unnumbered:
+            return None
+        starts = tuple(self._described(self._regions.before, name) for name in self._region.leaves)
+        return (computed, starts) if None not in starts else None
+
+    def _computation(self, side: Side) -> Hashable:
+        """The computation of the root as a tuple of its nodes, each with the places of its operands."""
+        root = self._region.root
+        if root in side.constants:
+            return tensor_key(side.constants[root])
+        places: dict[ir.Node, int] = {}
+        lines: list[Hashable] = []
+        todo = [(side.computed[root].producer(), False)]
+        while todo:
+            node, done = todo.pop()
+            if node is None or node in places:
+                continue
+            if not done:
+                todo.append((node, True))
+                behind = (each for each in operands(node) if not self._starts(each, side))
+                todo += [(each.producer(), False) for each in behind]
+                continue
+            self._steps += 1
+            if self._steps > _FAR:
+                raise Unnumbered("too far from where it starts")
+            places[node] = len(places)
+            read = (self._operand(each, side, places) for each in operands(node))
+            lines.append((operator(node), tuple(value is not None for value in node.inputs), *read))
+        return tuple(lines), side.computed[root].index()
+
+    def _starts(self, value: ir.Value, side: Side) -> bool:
+        return value.name in self._leaves or value.name in side.constants or value.name in side.inputs
+
+    def _operand(self, value: ir.Value, side: Side, places: dict[ir.Node, int]) -> Hashable:
+        name = value.name or ""
+        if name in self._leaves:
+            return ("start", self._number(name))
+        if name in side.inputs:
+            return ("input", name)
+        if name not in side.constants:
+            producer = value.producer()
+            return ("made", places[producer] if producer else -1, value.index())
+        tensor = side.constants[name]
+        key = tensor_key(tensor)
+        if not isinstance(key, tuple) or key[0] != "tensor":
+            return key
+        if side is self._regions.after and key not in self._met:
+            raise Unnumbered(f"weight {name!r} is new")
+        return ("weight", self._number(key), str(tensor.dtype), tuple(tensor.shape))
+
+    def _number(self, key: Hashable) -> int:
+        return self._met.setdefault(key, len(self._met))
+
+    def _described(self, side: Side, name: str) -> Hashable | None:
+        value = side.computed.get(name) or side.inputs.get(name)
+        if value is None or value.shape is None or value.dtype is None:
+            return None
+        dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
+        return str(value.dtype), dims, self._met.get(name)

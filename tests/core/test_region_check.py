@@ -1,0 +1,185 @@
+"""Comparing two models where they differ only: right about what is right, never right about what is wrong."""
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from burnish.checking import DifferentialChecker
+from burnish.feeds import assignments, make_feeds
+from burnish.kv_cache import Case
+from burnish.model import copy_model, signature
+from burnish.numbering import Unnumbered
+from burnish.passes.base import Context, Numerics
+from burnish.passes.editing import Editor
+from burnish.passes.fusion.fuse_gelu import FuseGelu
+from burnish.region_check import compare_regions
+from burnish.regions import Regions
+from burnish.testing import parse
+
+LAYERS = 4
+TOLERANCE = Numerics.ROUNDING.tolerance
+RNG = np.random.default_rng(0)
+WEIGHTS = {f"w{n}": RNG.standard_normal((16, 16)).astype(np.float32) / 2 for n in range(LAYERS)}
+
+
+def layers() -> ir.Model:
+    """Four layers: a projection, then Gelu written out."""
+    lines, value = [], "x"
+    for n in range(LAYERS):
+        out = f"x{n}" if n < LAYERS - 1 else "y"
+        lines += [
+            f"p{n} = MatMul ({value}, w{n})",
+            f"d{n} = Div (p{n}, root)",
+            f"e{n} = Erf (d{n})",
+            f"s{n} = Add (e{n}, one)",
+            f"m{n} = Mul (p{n}, s{n})",
+            f"{out} = Mul (m{n}, half)",
+        ]
+        value = out
+    text = "\n".join(lines)
+    head = "g (float[batch, 16] x) => (float[batch, 16] y)"
+    numbers = "<float root = {1.4142135}, float one = {1.0}, float half = {0.5}>"
+    model = parse(f"{head} {numbers} {{ {text} }}", opset=20, weights=WEIGHTS)
+    for node in model.graph:
+        node.outputs[0].shape = ir.Shape(["batch", 16])
+        node.outputs[0].dtype = ir.DataType.FLOAT
+    return model
+
+
+def cases(model: ir.Model) -> list[Case]:
+    interface = signature(model)
+    return [(sizes, make_feeds(interface.inputs, sizes, seed=1)) for sizes in assignments(interface.inputs)]
+
+
+def fused(model: ir.Model) -> ir.Model:
+    after = copy_model(model)
+    assert FuseGelu().rewrite(after, Context()) == LAYERS
+    return after
+
+
+def node_of(model: ir.Model, value: str) -> ir.Node:
+    return next(node for node in model.graph if node.outputs[0].name == value)
+
+
+def test_one_kind_for_all_layers() -> None:
+    before = layers()
+    regions = Regions(before, fused(before))
+    assert [[region.root for region in kind] for kind in regions.kinds()] == [["x0", "x1", "x2", "y"]]
+    verdict = compare_regions(before, fused(before), cases(before), TOLERANCE)
+    assert verdict is not None
+    assert 0 < verdict.difference.max_rel < 1e-5
+    assert verdict.places == "at 4 changed values of 1 kinds, once a kind"
+
+
+def test_an_unchanged_model_has_no_changed_values() -> None:
+    before = layers()
+    assert Regions(before, copy_model(before)).all == ()
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_wrong_attribute_in_one_layer_is_found(layer: int) -> None:
+    before = layers()
+    after = fused(before)
+    wrong = [node for node in after.graph if node.op_type == "Gelu"][layer]
+    wrong.attributes["approximate"] = ir.AttrString("approximate", "tanh")
+    assert len(Regions(before, after).kinds()) == 2
+    assert compare_regions(before, after, cases(before), TOLERANCE) is None
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_a_wrong_weight_in_one_layer_is_found(layer: int) -> None:
+    before = layers()
+    after = fused(before)
+    node = node_of(after, f"p{layer}")
+    swapped = after.graph.initializers[f"w{(layer + 1) % LAYERS}"]
+    node.replace_input_with(1, swapped)
+    assert compare_regions(before, after, cases(before), TOLERANCE) is None
+
+
+@pytest.mark.parametrize("layer", range(LAYERS))
+def test_new_weights_are_compared_in_every_layer(layer: int) -> None:
+    before = layers()
+    after = copy_model(before)
+    for n in range(LAYERS):  # the projection doubled in its weight, and halved behind it: right but for one
+        factor = 2.5 if n == layer else 2.0
+        editor, node = Editor(after), node_of(after, f"p{n}")
+        node.replace_input_with(1, editor.constant(node, f"double{n}", WEIGHTS[f"w{n}"] * np.float32(factor)))
+        half = after.graph.initializers["half"]
+        halved = editor.insert(node_of(after, f"d{n}"), "Mul", [node.outputs[0], half], name="t")
+        node.outputs[0].name, halved.outputs[0].name = f"doubled{n}", f"p{n}"
+        for user, index in node.outputs[0].uses():
+            if user is not halved:
+                user.replace_input_with(index, halved.outputs[0])
+    assert compare_regions(before, after, cases(before), TOLERANCE) is None
+    assert len(Regions(before, after).kinds()) == LAYERS
+
+
+def test_operands_in_another_order_are_found() -> None:
+    text = "g (float[batch, 4] x) => (float[batch, 4] y) { a = Relu (x)  y = Sub (x, a) }"
+    before, after = parse(text), parse(text.replace("(x, a)", "(a, x)"))
+    assert compare_regions(before, after, cases(before), TOLERANCE) is None
+
+
+def test_a_value_that_keeps_its_name_but_not_its_layout_is_looked_through() -> None:
+    before = parse("g (float[batch, 4] x) => (float[batch, 4] y) { t = Relu (x)  y = Neg (t) }")
+    after = parse(
+        "g (float[batch, 4] x) => (float[batch, 4] y) "
+        "{ r = Relu (x)  t = Transpose (r)  u = Neg (t)  y = Transpose (u) }"
+    )
+    verdict = compare_regions(before, after, cases(before), TOLERANCE)
+    assert verdict is not None
+    assert verdict.difference.max_abs == 0
+
+
+def test_a_value_that_became_a_constant_is_compared() -> None:
+    head = "g (float[batch, 4] x) => (float[batch, 4] y)"
+    before = parse(f"{head} <float a = {{2.0}}, float b = {{3.0}}> {{ c = Mul (a, b)  y = Mul (x, c) }}")
+    right, wrong = (parse(f"{head} <float c = {{{n}}}> {{ y = Mul (x, c) }}") for n in (6.0, 5.0))
+    verdict = compare_regions(before, right, cases(before), TOLERANCE)
+    assert verdict is not None
+    assert verdict.difference.max_abs == 0
+    assert compare_regions(before, wrong, cases(before), TOLERANCE) is None
+
+
+BRANCHES = """
+    g (float[batch, 4] x, bool c) => (float[batch, 4] y) {{
+        a = Relu (x)
+        b = Neg (a)
+        y = If (c) <
+            then_branch = t () => (float[batch, 4] p) {{ p = {op} (b) }},
+            else_branch = e () => (float[batch, 4] q) {{ q = Identity (a) }}
+        >
+    }}
+"""
+
+
+def test_bodies_count_as_part_of_their_node() -> None:
+    before = parse(BRANCHES.format(op="Abs"))
+    same = compare_regions(before, parse(BRANCHES.format(op="Abs")), cases(before), TOLERANCE)
+    assert same is not None
+    assert same.difference.max_abs == 0
+    assert compare_regions(before, parse(BRANCHES.format(op="Relu")), cases(before), TOLERANCE) is None
+    (region,) = Regions(before, parse(BRANCHES.format(op="Relu"))).all
+    assert region.root == "y"
+    assert set(region.leaves) == {"c", "a", "b"}
+
+
+def test_what_cannot_be_cut_is_left_to_the_whole() -> None:
+    before = parse("g (float[batch, 4] x) => (float[batch, 4] y) { y = Relu (x) }")
+    other = parse("g (float[batch, 4] x) => (float[batch, 4] z) { z = Relu (x) }")
+    with pytest.raises(Unnumbered, match="inputs or outputs"):
+        Regions(before, other)
+    assert compare_regions(before, other, cases(before), TOLERANCE) is None
+
+
+def test_the_checker_says_how_it_compared_and_falls_back() -> None:
+    before = layers()
+    checker = DifferentialChecker(signature(before), by_region=True)
+    assert "once a kind" in checker(before, fused(before), Numerics.ROUNDING).places
+    wrong = fused(before)
+    node_of(wrong, "y").attributes.clear()
+    node_of(wrong, "y").op_type = "Relu"
+    verdict = checker(before, wrong, Numerics.ROUNDING)
+    assert verdict.places == ""
+    assert verdict.difference.name == "y"
+    assert not verdict.difference.within(TOLERANCE)
