@@ -8,6 +8,7 @@ layer after layer, once.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Hashable, Iterator
 from typing import Final, final
 
@@ -23,6 +24,8 @@ from burnish.numbering import (
     shared_names,
     tensor_key,
 )
+from burnish.passes.base import is_op
+from burnish.passes.shapes import Shapes
 
 _FAR: Final = 400
 """Operators behind a changed value that are followed to tell whether two places are alike."""
@@ -72,6 +75,25 @@ class Regions:
             form = _Form(self, region).key()
             groups.setdefault(region.root if form is None else form, []).append(region)
         return list(groups.values())
+
+    def shape(self, value: ir.Value) -> str:
+        """The shape of a value before the change, as it follows from the inputs; empty: not known."""
+        fact = self._shapes[value]
+        return "" if fact.shape is None else f"{fact.shape}"
+
+    def described(self, name: str) -> str:
+        """Type and shape of a value before the change; empty: not known."""
+        value = self.before.computed.get(name) or self.before.inputs.get(name)
+        if value is None:
+            return ""
+        if value.shape is not None and value.dtype is not None:
+            return f"{value.dtype} {value.shape}"
+        shape, dtype = self.shape(value), self._shapes[value].dtype
+        return f"{dtype} {shape}" if shape and dtype is not None else ""
+
+    @functools.cached_property
+    def _shapes(self) -> Shapes:
+        return Shapes(self.before.model)
 
     def _find(self) -> Iterator[Region]:
         """Walk the changed model from its outputs, and from all else that it computes, back."""
@@ -156,8 +178,8 @@ class _Form:
             computed = tuple(self._computation(side) for side in sides)
         except Unnumbered:
             return None
-        starts = tuple(self._described(self._regions.before, name) for name in self._region.leaves)
-        return (computed, starts) if None not in starts else None
+        starts = tuple((self._regions.described(name), self._met.get(name)) for name in self._region.leaves)
+        return (computed, starts) if all(described for described, _ in starts) else None
 
     def _computation(self, side: Side) -> Hashable:
         """The computation of the root as a tuple of its nodes, each with the places of its operands."""
@@ -173,26 +195,37 @@ class _Form:
                 continue
             if not done:
                 todo.append((node, True))
-                behind = (each for each in operands(node) if not self._starts(each, side))
+                behind = (each for each in operands(node) if not self._starts(each, side, node))
                 todo += [(each.producer(), False) for each in behind]
                 continue
             self._steps += 1
             if self._steps > _FAR:
                 raise Unnumbered("too far from where it starts")
             places[node] = len(places)
-            read = (self._operand(each, side, places) for each in operands(node))
+            read = (self._operand(each, side, places, node) for each in operands(node))
             lines.append((operator(node), tuple(value is not None for value in node.inputs), *read))
         return tuple(lines), side.computed[root].index()
 
-    def _starts(self, value: ir.Value, side: Side) -> bool:
-        return value.name in self._leaves or value.name in side.constants or value.name in side.inputs
+    def _starts(self, value: ir.Value, side: Side, user: ir.Node) -> bool:
+        if value.name in self._leaves or value.name in side.constants or value.name in side.inputs:
+            return True
+        return bool(self._shape_only(value, side, user))
 
-    def _operand(self, value: ir.Value, side: Side, places: dict[ir.Node, int]) -> Hashable:
+    def _shape_only(self, value: ir.Value, side: Side, user: ir.Node) -> str:
+        """The shape of a value of which only that is read; what it is computed from does not matter then."""
+        counts = side is self._regions.before and is_op(user, "Shape")
+        return self._regions.shape(value) if counts else ""
+
+    def _operand(
+        self, value: ir.Value, side: Side, places: dict[ir.Node, int], user: ir.Node
+    ) -> Hashable:
         name = value.name or ""
         if name in self._leaves:
             return ("start", self._number(name))
         if name in side.inputs:
             return ("input", name)
+        if shape := self._shape_only(value, side, user):
+            return ("shape", shape)
         if name not in side.constants:
             producer = value.producer()
             return ("made", places[producer] if producer else -1, value.index())
@@ -206,10 +239,3 @@ class _Form:
 
     def _number(self, key: Hashable) -> int:
         return self._met.setdefault(key, len(self._met))
-
-    def _described(self, side: Side, name: str) -> Hashable | None:
-        value = side.computed.get(name) or side.inputs.get(name)
-        if value is None or value.shape is None or value.dtype is None:
-            return None
-        dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-        return str(value.dtype), dims, self._met.get(name)

@@ -116,6 +116,7 @@ def _assert_limit(pass_: Pass, original: ir.Model, context: Context, made: int) 
         copy = copy_model(original)
         part = pass_.rewrite(copy, _again(context, limit))
         assert part == limit, f"With limit={limit} it made {part} rewrites."
+        assert limit or text_of(copy) == text_of(original), "It changes the model before it has leave to."
         _assert_valid(copy)
 
 

@@ -106,6 +106,8 @@ class Context:
     """(model, names of values) -> their arrays for one typical input (for shapes and realistic data)."""
     compare_speed: Callable[[ir.Model, ir.Model, Arrays], float] | None = None
     """(a, b, feeds) -> time of a divided by time of b, interleaved in one run; > 1 means b is faster."""
+    before_first: Callable[[], None] | None = None
+    """Called ahead of the first rewrite, when the model is still as it was."""
     limit: int | None = None
     """At most this many rewrites; None: no limit. Bisection sets it."""
     rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
@@ -120,6 +122,8 @@ class Context:
         """
         if self.limit is not None and len(self.rewrites) >= self.limit:
             return False
+        if self.before_first is not None and not self.rewrites:
+            self.before_first()
         self.rewrites.append(Rewrite(*_place(where)))
         return True
 

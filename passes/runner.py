@@ -5,10 +5,12 @@ Running models is not this package's business: the checker is a callable that th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import gc
 import time
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol, final, get_args
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, Literal, Protocol, final, get_args
 
 import onnx_ir as ir
 
@@ -17,9 +19,11 @@ from burnish.errors import BurnishError, MismatchError, PassError, RecipeError, 
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
 from burnish.passes.base import Context, Numerics, Pass, Rewrite
-from burnish.passes.origins import remember
+from burnish.passes.origins import Memory, remember
 from burnish.passes.recipe import Recipe
+from burnish.passes.registry import PASSES, load_pass
 
+_YOUNG: Final = 100_000  # new objects between two collections
 OnMismatch = Literal["refuse", "rollback"]
 Progress = Callable[[str, int, int], None]
 """(what is being done, steps done, steps in all)"""
@@ -86,34 +90,48 @@ def run_recipe(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
     current, receipts = copy_model(model), []
-    for number, pass_ in enumerate(recipe.passes):
-        if progress is not None:
-            progress(str(pass_), number, len(recipe.passes))
-        current, receipt = _step(pass_, current, context, check, on_mismatch)
-        receipts.append(receipt)
+    with _few_collections():
+        for number, pass_ in enumerate(recipe.passes):
+            if progress is not None:
+                progress(str(pass_), number, len(recipe.passes))
+            current, receipt = _step(pass_, current, context, check, on_mismatch)
+            receipts.append(receipt)
     if progress is not None:
         progress("done", len(recipe.passes), len(recipe.passes))
     return Outcome(current, tuple(receipts))
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Let Python look for cycles rarely: graphs are made of them, and looking takes half of the time."""
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], _YOUNG) if before[0] else 0, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def _step(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
 ) -> tuple[ir.Model, Receipt]:
     started, numerics = time.perf_counter(), pass_.numerics.on(current)
+    work = _Work(current, in_place=_keeps_to_the_rules(pass_))
     try:
-        candidate, log = _apply(pass_, current, context, None)
+        log = work.apply(pass_, context, None)
     except PassError as failure:
         if on_mismatch == "refuse":
             raise
-        return current, _rolled_back(pass_, current, failure, started)
+        return work.before, _rolled_back(pass_, work.before, failure, started)
+    before, candidate = work.before, work.after
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(),
-        nodes_before=node_count(current), nodes_after=node_count(candidate), notes=_notes(log),
+        nodes_before=node_count(before), nodes_after=node_count(candidate), notes=_notes(log),
         measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
-        return current, _stamp(receipt, started, status="unchanged")
-    verdict = check(current, candidate, numerics)
+        return before, _stamp(receipt, started, status="unchanged")
+    verdict = check(before, candidate, numerics)
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
         max_rel_error=_judged(verdict, numerics), assignments=verdict.assignments,
@@ -121,11 +139,11 @@ def _step(
     )  # fmt: skip
     if _kept(verdict, numerics):
         return candidate, receipt
-    error = _mismatch(pass_, current, context, check, verdict)
+    error = _mismatch(pass_, before, context, check, verdict)
     if on_mismatch == "refuse":
         raise error
     note = f"rolled back: {error.what}"
-    return current, _stamp(
+    return before, _stamp(
         receipt, started, status="rolled-back", nodes_after=receipt.nodes_before,
         notes=(*receipt.notes, note),
     )  # fmt: skip
@@ -140,21 +158,51 @@ def _rolled_back(pass_: Pass, current: ir.Model, error: PassError, started: floa
     return _stamp(receipt, started)
 
 
-def _apply(pass_: Pass, current: ir.Model, context: Context, limit: int | None) -> tuple[ir.Model, Context]:
-    candidate = copy_model(current)
-    before = remember(candidate)
-    log = dataclasses.replace(context, limit=limit, rewrites=[], misses=[], measured=[])
-    try:
-        pass_.rewrite(candidate, log)
-    except BurnishError:
-        raise
-    except Exception as error:  # a pass is anybody's code; the user learns which one failed
-        raise PassError(
-            f"Pass {pass_.name!r} failed: {type(error).__name__}: {error}.",
-            "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
-        ) from error
-    before.hand_on(candidate)
-    return candidate, log
+@final
+class _Work:
+    """A model and what a pass makes of it.
+
+    Args:
+        model: stays as it is, unless `in_place`.
+        in_place: the model itself is rewritten, and copied only when the pass is about to change something.
+    """
+
+    def __init__(self, model: ir.Model, *, in_place: bool) -> None:
+        self.before = model
+        self.after = model if in_place else copy_model(model)
+        self._memory: Memory | None = None
+
+    def apply(self, pass_: Pass, context: Context, limit: int | None) -> Context:
+        """Rewrite `after`; return what the pass said.
+
+        Raises:
+            PassError: it failed; `before` is the model as it was.
+        """
+        log = dataclasses.replace(
+            context, limit=limit, before_first=self._keep, rewrites=[], misses=[], measured=[]
+        )
+        try:
+            pass_.rewrite(self.after, log)
+        except BurnishError:
+            raise
+        except Exception as error:  # a pass is anybody's code; the user learns which one failed
+            raise PassError(
+                f"Pass {pass_.name!r} failed: {type(error).__name__}: {error}.",
+                "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
+            ) from error
+        if self._memory is not None:
+            self._memory.hand_on(self.after)
+        return log
+
+    def _keep(self) -> None:
+        if self.after is self.before:
+            self.before = copy_model(self.after)
+        self._memory = remember(self.after)
+
+
+def _keeps_to_the_rules(pass_: Pass) -> bool:
+    """True for our own passes: a test of each shows that it changes nothing before it has leave to."""
+    return pass_.name in PASSES and load_pass(pass_.name) is type(pass_)
 
 
 def _stamp(receipt: Receipt, started: float, **changes: object) -> Receipt:
@@ -206,12 +254,13 @@ def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker) ->
     None when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end result
     depends on more than them).
     """
-    _, log = _apply(pass_, current, context, None)
+    log = _Work(current, in_place=False).apply(pass_, context, None)
     good, bad, numerics = 0, len(log.rewrites), pass_.numerics.on(current)
     while bad - good > 1:
         middle = (good + bad) // 2
-        candidate, _ = _apply(pass_, current, context, middle)
-        if _kept(check(current, candidate, numerics), numerics):
+        work = _Work(current, in_place=False)
+        work.apply(pass_, context, middle)
+        if _kept(check(current, work.after, numerics), numerics):
             good = middle
         else:
             bad = middle

@@ -75,6 +75,7 @@ def _told(receipt: Receipt) -> list[str]:
         return lines
     done = f"{receipt.rewrites} rewrites, " if receipt.rewrites else ""
     error = f"max error {receipt.max_abs_error:.1e} at {len(receipt.assignments)} sets of sizes"
+    error += f", {receipt.places}" if receipt.places else ""
     return [f"{receipt.step}: {done}{receipt.status}, {error}", *lines]
 
 
