@@ -1,5 +1,5 @@
-# make demo | test | setup | test-all | lint | bench | bench-decode | bench-export | bench-export-memory. Everything
-# is set up on first use; nothing is assumed installed but Python 3.11 and access to PyPI.
+# make demo | test | setup | test-all | lint | bench | bench-decode | bench-export | bench-export-memory |
+# bench-scale. Everything is set up on first use; nothing is assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
@@ -16,7 +16,7 @@ SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o 
 EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
-.PHONY: setup demo test test-all lint bench bench-decode bench-export bench-export-memory clean
+.PHONY: setup demo test test-all lint bench bench-decode bench-export bench-export-memory bench-scale clean
 
 setup: $(VENV)/.wheel
 
@@ -79,6 +79,10 @@ bench-export: setup .venv-peers-export/.requirements
 BILLION ?= 1.3
 bench-export-memory: setup
 	@$(BIN)/python -P -m burnish.benchmarks.export_memory --billion $(BILLION) --output build/export-memory --results benchmarks/results
+
+# How the cost of optimising grows from 1,000 to 100,000 nodes.
+bench-scale: setup
+	@$(BIN)/python -P -m burnish.benchmarks.scale --output build/scale --results benchmarks/results
 
 clean:
 	rm -rf build .venv .venv-peers .venv-peers-export *.egg-info
