@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 
 from burnish.checking import DifferentialChecker, executed, runnable
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
@@ -25,7 +26,7 @@ from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
 from burnish.sources import ModelLike, Source, left_out, need_output, open_source
-from burnish.target import Target, get_target
+from burnish.target import OWN_IN_DEFAULT_DOMAIN, Target, get_target
 from burnish.versions import versions
 from burnish.workbench import Workbench
 
@@ -220,18 +221,17 @@ def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], tar
     kept = [r.step for r in outcome.receipts if r.status == "kept"]
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))
     model, local = outcome.model, {function.domain for function in outcome.model.functions.values()}
-    domains = {node.domain for node in model.graph.all_nodes()}
-    domains |= {node.domain for function in model.functions.values() for node in function.all_nodes()}
-    portable = not any(map(_is_bound, domains - local))
+    nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
+    portable = not any(node.domain not in local and _is_bound(node) for node in nodes)
     return msgspec.structs.replace(
         signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
         target="portable" if portable else target.name, versions=versions(), files={},
     )  # fmt: skip
 
 
-def _is_bound(domain: str) -> bool:
+def _is_bound(node: ir.Node) -> bool:
     """Ops outside the standard run only where the target's runtime has a kernel."""
-    return domain not in ("", "ai.onnx")
+    return node.domain not in ("", "ai.onnx") or node.op_type in OWN_IN_DEFAULT_DOMAIN
 
 
 def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:

@@ -216,9 +216,7 @@ class _Form:
         counts = side is self._regions.before and is_op(user, "Shape")
         return self._regions.shape(value) if counts else ""
 
-    def _operand(
-        self, value: ir.Value, side: Side, places: dict[ir.Node, int], user: ir.Node
-    ) -> Hashable:
+    def _operand(self, value: ir.Value, side: Side, places: dict[ir.Node, int], user: ir.Node) -> Hashable:
         name = value.name or ""
         if name in self._leaves:
             return ("start", self._number(name))

@@ -16,13 +16,15 @@ CacheForm = Literal["group-query", "tensor-scatter"]
 """The operators that update a key and value cache in place: GroupQueryAttention, or TensorScatter."""
 
 _CONTRIB: Final = "com.microsoft"
+OWN_IN_DEFAULT_DOMAIN: Final = frozenset({"SimplifiedLayerNormalization"})
+"""Ops that onnxruntime has in the default domain, although no opset of ONNX knows them."""
 _CPU_CONTRIB: Final = frozenset(
     {
         "Attention", "BiasGelu", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "FastGelu",
         "FusedConv", "FusedGemm", "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention",
         "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QAttention", "QGemm", "QLinearAdd",
-        "QLinearMul", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
+        "QLinearMul", "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization",
+        "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
 _CUDA_CONTRIB: Final = frozenset(
@@ -30,7 +32,8 @@ _CUDA_CONTRIB: Final = frozenset(
         "Attention", "BiasGelu", "BiasSplitGelu", "EmbedLayerNormalization", "FastGelu", "FusedConv",
         "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupNorm", "GroupQueryAttention", "MatMulNBits",
         "MultiHeadAttention", "PackedAttention", "PagedAttention", "QuickGelu", "RotaryEmbedding",
-        "SkipGroupNorm", "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
+        "SimplifiedLayerNormalization", "SkipGroupNorm", "SkipLayerNormalization",
+        "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
 # Standard ops that onnxruntime has no kernel for and inlines as functions (slow, and never fused).
@@ -81,7 +84,8 @@ class Target:
     provider: str
     """onnxruntime's name of the execution provider."""
     contrib: frozenset[str] = frozenset()
-    """Ops of domain com.microsoft that have a kernel."""
+    """onnxruntime's own ops that have a kernel: those of domain com.microsoft, and
+    SimplifiedLayerNormalization, which it has in the default domain."""
     inlined: frozenset[str] = frozenset()
     """Standard ops without a kernel, which onnxruntime replaces by their function body."""
     qdq: QdqRules | None = None

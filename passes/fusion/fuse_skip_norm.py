@@ -26,6 +26,7 @@ from burnish.passes.matching import (
 _FUSED: Final = {
     "LayerNormalization": "SkipLayerNormalization",
     "RMSNormalization": "SkipSimplifiedLayerNormalization",
+    "SimplifiedLayerNormalization": "SkipSimplifiedLayerNormalization",
 }
 
 

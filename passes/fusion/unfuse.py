@@ -14,10 +14,12 @@ from typing import Final, final
 import numpy as np
 import onnx_ir as ir
 
+from burnish.passes.fusion.fuse_rms_norm import norm_op
 from burnish.passes.matching import CONTRIB, Scope
 
 Results = Mapping[int, ir.Value]
 """The new value for each output of the fused node that is used, by its position."""
+_LAYER_NORM: Final = 17  # LayerNormalization is standard from here on
 _ROOT_HALF: Final = math.sqrt(0.5)
 
 
@@ -105,9 +107,8 @@ def _refuse_untyped(node: ir.Node, _: int) -> str | None:
 
 
 def _refuse_skip_norm(node: ir.Node, opset: int) -> str | None:
-    op_type, needed = _NORMS[node.op_type]
-    if opset < needed:
-        return f"{op_type} needs opset {needed}; this graph has {opset}"
+    if node.op_type == "SkipLayerNormalization" and opset < _LAYER_NORM:
+        return f"LayerNormalization needs opset {_LAYER_NORM}; this graph has {opset}"
     if any(is_used(output) for output in node.outputs[1:3]):
         return "its mean or deviation is used"
     return None
@@ -119,8 +120,8 @@ def _skip_norm(draft: Draft) -> Results:
     Written as Sum: onnxruntime's optimiser turns Add and LayerNormalization back into the very
     SkipLayerNormalization that was measured slower (1.31: 5 times, on CPU), and leaves Sum alone.
     """
-    op_type, _ = _NORMS[draft.node.op_type]
-    with_shift = op_type == "LayerNormalization"
+    with_shift = draft.node.op_type == "SkipLayerNormalization"
+    op_type = "LayerNormalization" if with_shift else norm_op(draft.scope.opset)
     bias = draft.input(4 if with_shift else 3)
     parts = [draft.input(0), draft.input(1), *([bias] if bias is not None else [])]
     total = draft.op("Sum", *parts, like=draft.input(0))
@@ -128,12 +129,6 @@ def _skip_norm(draft: Draft) -> Results:
     shift = draft.input(3) if with_shift else None
     y = draft.op(op_type, total, draft.input(2), shift, axis=-1, epsilon=epsilon)
     return {0: y, 3: total}
-
-
-_NORMS: Final = {
-    "SkipLayerNormalization": ("LayerNormalization", 17),
-    "SkipSimplifiedLayerNormalization": ("RMSNormalization", 23),
-}
 
 
 def _bias_gelu(draft: Draft) -> Results:

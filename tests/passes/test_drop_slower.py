@@ -101,12 +101,18 @@ def test_skip_rms_norm() -> None:
     check_pass(DropSlower(), text, after, count=1, opset=23, weights=NORM, context=measured())
 
 
+def test_opset_without_the_norm_has_onnxruntimes_own() -> None:
+    text = graph("y = com.microsoft.SkipSimplifiedLayerNormalization (x, s, k)", XS, Y)
+    after = ["Sum", "SimplifiedLayerNormalization"]
+    check_pass(DropSlower(), text, after, count=1, opset=22, weights=NORM, context=measured())
+
+
 def test_opset_without_the_norm_keeps_it() -> None:
     context = measured()
-    text = graph("y = com.microsoft.SkipSimplifiedLayerNormalization (x, s, k)", XS, Y)
-    check_pass(DropSlower(), text, count=0, opset=22, weights=NORM, context=context)
+    text = graph("y = com.microsoft.SkipLayerNormalization (x, s, k)", XS, Y)
+    check_pass(DropSlower(), text, count=0, opset=16, weights=NORM, context=context)
     assert context.misses[0].why == (
-        "cannot be written in standard ops: RMSNormalization needs opset 23; this graph has 22"
+        "cannot be written in standard ops: LayerNormalization needs opset 17; this graph has 16"
     )
 
 
