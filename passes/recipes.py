@@ -14,8 +14,8 @@ CLEAN_UP: Final = (
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
-    "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-attention,fuse-skip-norm,"
-    "fuse-bias-gelu"
+    "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,"
+    "fuse-skip-norm,fuse-bias-gelu"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse."""
 

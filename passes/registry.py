@@ -27,6 +27,7 @@ PASSES: Final[dict[str, str]] = {
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
     "fuse-rms-norm": "burnish.passes.fusion.fuse_rms_norm:FuseRmsNorm",
+    "fuse-rotary": "burnish.passes.fusion.fuse_rotary:FuseRotary",
     "fuse-attention": "burnish.passes.fusion.fuse_attention:FuseAttention",
     "fuse-skip-norm": "burnish.passes.fusion.fuse_skip_norm:FuseSkipNorm",
     "fuse-bias-gelu": "burnish.passes.fusion.fuse_bias_gelu:FuseBiasGelu",
