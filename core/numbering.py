@@ -29,12 +29,14 @@ class Side:
     """One of the two models: what each name of its main graph stands for.
 
     Raises:
-        Unnumbered: it has functions, or values without a name.
+        Unnumbered: it has functions, or inputs with a default.
     """
 
     def __init__(self, model: ir.Model) -> None:
         if model.functions:
             raise Unnumbered("the model has functions")
+        if any(value.is_initializer() for value in model.graph.inputs):
+            raise Unnumbered("an input has a default")
         self.model = model
         self.inputs = {value.name or "": value for value in model.graph.inputs}
         self.constants: dict[str, ir.TensorProtocol] = {}
@@ -137,6 +139,8 @@ def _attribute(attribute: ir.Attr) -> str:
         return repr(ir.to_proto(attribute).SerializeToString(deterministic=True))
     if attribute.type == ir.AttributeType.TENSOR:
         return repr(tensor_key(attribute.as_tensor()))
+    if attribute.type == ir.AttributeType.TENSORS:
+        return repr([tensor_key(tensor) for tensor in attribute.as_tensors()])
     return f"{attribute.type} {attribute.value!r}"
 
 

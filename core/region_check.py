@@ -15,7 +15,7 @@ import onnx_ir as ir
 from burnish.difference import Difference, difference
 from burnish.errors import ModelError
 from burnish.kv_cache import Case
-from burnish.lending import lendable, place_holder
+from burnish.lending import lend, lendable, place_holder
 from burnish.numbering import Side, Unnumbered, operands
 from burnish.passes.runner import Verdict
 from burnish.regions import Region, Regions
@@ -54,6 +54,9 @@ def compare_regions(
             regions = Regions(before, after, apart)
             kinds = regions.kinds()
             places = _Places(regions, [kind[0] for kind in kinds])
+            if not kinds:
+                graph, weights = lend(after)
+                Reference(graph, weights=weights)  # what has changed is no value; the model must still load
             found = [places.compare(feeds) for _, feeds in cases]
         except (Unnumbered, ModelError):
             return None
@@ -152,12 +155,16 @@ class _Part:
         """Ready to run; outputs of nodes under a name of `renamed` get another, as that is an input here."""
         weights: dict[str, np.ndarray] = {}
         graph, held = self.proto.graph, set(renamed)
+        known = held | {info.name for info in outputs}
         for node in nodes:
             proto = ir.to_proto(node)
             proto.ClearField("metadata_props")
             for index, name in enumerate(proto.output):
                 proto.output[index] = name + _CHANGED if name in renamed else name
             graph.node.append(proto)
+            graph.value_info.extend(
+                ir.to_proto(value) for value in node.outputs if value.name and value.name not in known
+            )
             for name in (value.name or "" for value in operands(node)):
                 if name in self._side.constants and name not in held:
                     held.add(name)

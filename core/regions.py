@@ -162,13 +162,15 @@ class _Form:
     """What a place looks like, whatever the names: both computations, and how they share where they start.
 
     Values at the start, and large weights, are numbered as they are met. That the two computations share them
-    is part of the form. A weight that the change made has no form: it may have been made wrongly.
+    is part of the form. Where the change made a weight, or one is no longer read, the place is like no other:
+    what is in the weight then matters.
     """
 
     def __init__(self, regions: Regions, region: Region) -> None:
         self._regions, self._region = regions, region
         self._leaves = frozenset(region.leaves)
         self._met: dict[Hashable, int] = {}
+        self._weights: dict[bool, set[Hashable]] = {True: set(), False: set()}
         self._steps = 0
 
     def key(self) -> Hashable | None:
@@ -177,6 +179,8 @@ class _Form:
         try:
             computed = tuple(self._computation(side) for side in sides)
         except Unnumbered:
+            return None
+        if self._weights[True] != self._weights[False]:
             return None
         starts = tuple((self._regions.described(name), self._met.get(name)) for name in self._region.leaves)
         return (computed, starts) if all(described for described, _ in starts) else None
@@ -231,8 +235,7 @@ class _Form:
         key = tensor_key(tensor)
         if not isinstance(key, tuple) or key[0] != "tensor":
             return key
-        if side is self._regions.after and key not in self._met:
-            raise Unnumbered(f"weight {name!r} is new")
+        self._weights[side is self._regions.after].add(key)
         return ("weight", self._number(key), str(tensor.dtype), tuple(tensor.shape))
 
     def _number(self, key: Hashable) -> int:
