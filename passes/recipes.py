@@ -18,11 +18,13 @@ _FUSE: Final = (
     "fuse-skip-norm,fuse-bias-gelu"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse."""
+_LAST: Final = "fuse-conv-activation"
+"""What quantisation would not know any more."""
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:
     """Clean up, fuse, clean up; `measured`: then drop what is slower on this machine."""
-    text = f"{CLEAN_UP},{_FUSE},{CLEAN_UP}"
+    text = f"{CLEAN_UP},{_FUSE},{CLEAN_UP},{_LAST}"
     return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else text)
 
 

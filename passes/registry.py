@@ -26,6 +26,7 @@ PASSES: Final[dict[str, str]] = {
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
+    "fuse-conv-activation": "burnish.passes.fusion.fuse_conv_activation:FuseConvActivation",
     "fuse-rms-norm": "burnish.passes.fusion.fuse_rms_norm:FuseRmsNorm",
     "fuse-rotary": "burnish.passes.fusion.fuse_rotary:FuseRotary",
     "fuse-attention": "burnish.passes.fusion.fuse_attention:FuseAttention",

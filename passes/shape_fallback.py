@@ -17,10 +17,16 @@ from burnish.passes.shapes import Call, Fact, Shapes
 _MAX_INPUT_BYTES: Final = 1024  # sizes, scales, pads, splits; weights are not read for their shape
 
 
-def ask_onnx(call: Call) -> Sequence[Fact]:
-    """Facts of the outputs as onnx infers them from the inputs' types; none where it cannot say."""
+def ask_onnx(call: Call, standard: str | None = None) -> Sequence[Fact]:
+    """Facts of the outputs as onnx infers them from the inputs' types; none where it cannot say.
+
+    Args:
+        call: the node.
+        standard: the operator of ONNX that shapes its result as the node's does, such as Conv for FusedConv.
+    """
     node, dims = call.node, dict[str, Dim]()
-    if any(bodies(node)) or not onnx.defs.has(node.op_type, node.domain):
+    op_type, domain = (node.op_type, node.domain) if standard is None else (standard, "")
+    if any(bodies(node)) or not onnx.defs.has(op_type, domain):
         return []
     types, data = {}, {}
     for value, fact in zip(node.inputs, call.inputs, strict=True):
@@ -33,14 +39,25 @@ def ask_onnx(call: Call) -> Sequence[Fact]:
         if tensor is not None and tensor.nbytes <= _MAX_INPUT_BYTES:
             data[value.name] = ir.to_proto(tensor)
     try:
-        schema = onnx.defs.get_schema(node.op_type, call.opset, node.domain)
+        schema = onnx.defs.get_schema(op_type, call.opset, domain)
         imports = [onnx.helper.make_opsetid("", call.opset)]
         found = onnx.shape_inference.infer_node_outputs(
-            schema, ir.to_proto(node), types, data, opset_imports=imports
+            schema, _proto(node, schema), types, data, opset_imports=imports
         )
     except Exception:  # noqa: BLE001 - onnx raises what it likes for a node it cannot infer
         return []
     return [_fact(found.get(value.name or ""), dims, call.shapes) for value in node.outputs]
+
+
+def _proto(node: ir.Node, schema: onnx.defs.OpSchema) -> onnx.NodeProto:
+    """The node as the operator of that schema, without the attributes that it does not have."""
+    proto: onnx.NodeProto = ir.to_proto(node)
+    if (schema.name, schema.domain) != (node.op_type, node.domain):
+        known = [attribute for attribute in proto.attribute if attribute.name in schema.attributes]
+        proto.op_type, proto.domain = schema.name, schema.domain
+        del proto.attribute[:], proto.input[schema.max_input :]
+        proto.attribute.extend(known)
+    return proto
 
 
 def _type(fact: Fact, dims: dict[str, Dim]) -> onnx.TypeProto:

@@ -55,6 +55,8 @@ def infer(call: Call) -> Sequence[Fact]:
             return _attended(call)
         if node.op_type in _CONTRIB_SAME:
             return _same(call)
+        if node.op_type == "FusedConv":
+            return ask_onnx(call, "Conv")
         return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
     if node.domain or node.op_type in ("Loop", "Scan"):
         return []
