@@ -37,7 +37,7 @@ def test_a_process_is_watched(tmp_path: Path) -> None:
 
 
 def test_report_says_whether_the_promise_was_kept() -> None:
-    ours = Cost("burnish export", 100.0, 9_000_000_000, 8_000_000_000, 5_200_000_000)
+    ours = Cost("burnish export", 100.0, 9_000_000_000, 8_000_000_000, 5_200_000_000, 20.0)
     theirs = Cost("torch.onnx.export", 80.0, 8_000_000_000, 8_000_000_000, 5_200_000_000)
     assert limit(ours) == pytest.approx(9.3e9)
     assert "9.00 GB of the promised 9.30 GB (1.5 x written + 1.5 GB): kept" in report(1.3, [ours, theirs])
