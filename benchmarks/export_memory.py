@@ -138,7 +138,8 @@ def _comparing(output: Path) -> float:
 
 def _high_water(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    return max(found, default=0)  # none of a process that has just ended
 
 
 def _last_line(log: Path) -> str:
