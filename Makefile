@@ -77,8 +77,8 @@ bench-export: setup .venv-peers-export/.requirements
 
 # Peak memory and time of exporting a random 1.3 B Llama; BILLION=0.1, 3.0 or 7.0 for others.
 BILLION ?= 1.3
-bench-export-memory: setup
-	@$(BIN)/python -P -m burnish.benchmarks.export_memory --billion $(BILLION) --output build/export-memory --results benchmarks/results
+bench-export-memory: setup .venv-peers-export/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks.export_memory --peers .venv-peers-export/bin/python --billion $(BILLION) --output build/export-memory --results benchmarks/results
 
 clean:
 	rm -rf build .venv .venv-peers .venv-peers-export *.egg-info
