@@ -33,8 +33,9 @@ def transformers_exporter() -> None:
 
     folder, output = sys.argv[1:3]
     with quiet():
-        model, ids = _load(folder), torch.arange(8).reshape(1, 8)
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        model, ids = _load(folder), torch.arange(16).reshape(2, 8)
+        mask = torch.tensor([[1] * 8, [0] * 2 + [1] * 6])  # without padding the graph would have no mask
+        given = {"input_ids": ids, "attention_mask": mask}
         module, inputs = decompose_for_generation(model, given, multi_token_decode=True)["decode"]
         exporter = OnnxExporter()
         exported = exporter.export(module, inputs, OnnxConfig(dynamic=True))
