@@ -71,7 +71,7 @@ bench-decode: setup
 	@.venv-peers-export/bin/pip install --quiet --progress-bar off -r requirements/peers-export.txt 2> >(grep -v "is ignored: it is neither" >&2)
 	@touch $@
 
-# About half an hour on two cores; what is done is kept in build/bench-export.jsonl and not done again.
+# About 45 minutes on two cores; what is done is kept in build/bench-export.jsonl and not done again.
 bench-export: setup .venv-peers-export/.requirements
 	@$(BIN)/python -P -m burnish.benchmarks.export --peers .venv-peers-export/bin/python $(EXPORT_OPTIONS)
 
