@@ -71,14 +71,14 @@ bench-decode: setup
 	@.venv-peers-export/bin/pip install --quiet --progress-bar off -r requirements/peers-export.txt 2> >(grep -v "is ignored: it is neither" >&2)
 	@touch $@
 
-# About half an hour on two cores; what is done is kept in build/bench-export.jsonl and not done again.
+# About 45 minutes on two cores; what is done is kept in build/bench-export.jsonl and not done again.
 bench-export: setup .venv-peers-export/.requirements
 	@$(BIN)/python -P -m burnish.benchmarks.export --peers .venv-peers-export/bin/python $(EXPORT_OPTIONS)
 
 # Peak memory and time of exporting a random 1.3 B Llama; BILLION=0.1, 3.0 or 7.0 for others.
 BILLION ?= 1.3
-bench-export-memory: setup
-	@$(BIN)/python -P -m burnish.benchmarks.export_memory --billion $(BILLION) --output build/export-memory --results benchmarks/results
+bench-export-memory: setup .venv-peers-export/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks.export_memory --peers .venv-peers-export/bin/python --billion $(BILLION) --output build/export-memory --results benchmarks/results
 
 # How the cost of optimising grows from 1,000 to 100,000 nodes.
 bench-scale: setup

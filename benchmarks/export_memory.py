@@ -38,7 +38,15 @@ TIME: Final = 1.2
 _EVERY: Final = 0.25  # seconds between samples
 
 _BURNISH: Final = "import sys; from burnish.cli import main; sys.argv[0] = 'burnish'; main()"
-_TORCH: Final = "from burnish.benchmarks.export_memory_peer import main; main()"
+_TORCH: Final = "from burnish.benchmarks.export_memory_peer import torch_alone; torch_alone()"
+_TRANSFORMERS: Final = (
+    "from burnish.benchmarks.export_memory_peer import transformers_exporter; transformers_exporter()"
+)
+_OPTIMUM: Final = (
+    "import sys; from optimum.exporters.onnx import main_export; main_export(sys.argv[1], sys.argv[2], "
+    "task='text-generation-with-past', do_validation=False, no_post_process=True, local_files_only=True, "
+    "library_name='transformers', dtype='fp32')"
+)
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -51,6 +59,8 @@ class Cost(msgspec.Struct, frozen=True):
     peak_private_bytes: int
     """The largest unique set of the samples: what no other process shares."""
     written_bytes: int
+    comparing_s: float = 0.0
+    """Of the seconds: comparing with PyTorch, at several sizes and in decoding."""
     failure: str = ""
 
 
@@ -124,12 +134,20 @@ def watch(name: str, command: list[str], output: Path) -> Cost:
         status = process.wait()
     seconds = time.perf_counter() - start
     failure = "" if status == 0 else f"exit {status}: {_last_line(log)}"
-    return Cost(name, seconds, peak, private, _written(output), failure)
+    return Cost(name, seconds, peak, private, _written(output), _comparing(output), failure)
+
+
+def _comparing(output: Path) -> float:
+    """What `burnish export` says that its comparisons took."""
+    found = output / "timings.json"
+    steps: dict[str, float] = json.loads(found.read_bytes())["seconds"] if found.is_file() else {}
+    return sum(steps.values())
 
 
 def _high_water(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+    return max(found, default=0)  # none of a process that has just ended
 
 
 def _last_line(log: Path) -> str:
@@ -142,18 +160,30 @@ def _written(output: Path) -> int:
     return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def measure(billion: float, work: Path) -> list[Cost]:
-    """Export the folder both ways, one after the other; what they write is removed."""
+def measure(billion: float, work: Path, peers: Path | None = None) -> list[Cost]:
+    """Export the folder in every way, one after the other; what they write is removed.
+
+    Args:
+        billion: parameters.
+        work: folder for the model and the files.
+        peers: Python of the environment of optimum-onnx; None: burnish and torch alone.
+    """
     folder = work / f"llama-{billion}b"
     if not (folder / "model.safetensors.index.json").is_file():
         make_folder(folder, billion)
+    ways = [("burnish export", sys.executable, _BURNISH, "burnish.out")]
+    ways.append(("torch.onnx.export", sys.executable, _TORCH, "torch.out.onnx"))
+    if peers is not None:
+        ways.append(("transformers.exporters", sys.executable, _TRANSFORMERS, "transformers.out.onnx"))
+        ways.append(("optimum-onnx", str(peers), _OPTIMUM, "optimum.out"))
     costs = []
-    ours, theirs = work / "burnish.out", work / "torch.out.onnx"
-    for name, code, output in (("burnish export", _BURNISH, ours), ("torch.onnx.export", _TORCH, theirs)):
-        named = [str(folder), "-o", str(output)]
-        arguments = ["export", *named] if code is _BURNISH else [named[0], named[2]]
-        costs.append(watch(name, [sys.executable, "-P", "-c", code, *arguments], output))
-        for path in work.glob(f"{output.name}*"):
+    for name, python, code, file in ways:
+        output = work / file
+        arguments = (
+            ["export", str(folder), "-o", str(output)] if code is _BURNISH else [str(folder), str(output)]
+        )
+        costs.append(watch(name, [python, "-P", "-c", code, *arguments], output))
+        for path in work.glob(f"{file}*"):
             _remove(path)
     return costs
 
@@ -172,14 +202,17 @@ def limit(cost: Cost) -> float:
 
 def report(billion: float, costs: list[Cost]) -> str:
     """The measurements as Markdown."""
-    ours, theirs = costs
+    ours, theirs, *others = costs
     rows = "\n".join(
         f"| {c.name} | {c.written_bytes / 1e9:.2f} | {c.peak_bytes / 1e9:.2f} | "
-        f"{c.peak_private_bytes / 1e9:.2f} | {c.seconds:.0f} | {c.failure or 'yes'} |"
+        f"{c.peak_private_bytes / 1e9:.2f} | {c.seconds:.0f} | {c.comparing_s:.0f} | {c.failure or 'yes'} |"
         for c in costs
     )
     kept = "kept" if ours.peak_bytes <= limit(ours) and not ours.failure else "BROKEN"
-    ratio = ours.seconds / theirs.seconds
+    beside = "".join(
+        f"- {ours.seconds / other.seconds:.2f} x {other.name}.\n" for other in others if not other.failure
+    )
+    ratio, exporting = (s / theirs.seconds for s in (ours.seconds, ours.seconds - ours.comparing_s))
     memory = f"{ours.peak_bytes / 1e9:.2f} GB of the promised {limit(ours) / 1e9:.2f} GB"
     place = f"{machine()['cpu']}, {psutil.cpu_count()} cores, load average {psutil.getloadavg()[0]:.1f}"
     return f"""# Exporting a random {billion} B Llama, stored in bf16
@@ -187,15 +220,17 @@ def report(billion: float, costs: list[Cost]) -> str:
 Regenerated by `make bench-export-memory`. Each export ran in a process of its own, one after the other.
 `burnish export` loads, converts to float32, exports with KV cache, compares with PyTorch at several sizes and
 in greedy decoding, hashes and writes. `torch.onnx.export` loads as float32, exports the same module with its
-defaults and saves with external data; it compares nothing.
+defaults and saves with external data; `transformers.exporters` and `optimum-onnx` (task
+text-generation-with-past) likewise. They compare nothing.
 
-| | written GB | peak RSS GB | peak USS GB | seconds | worked |
-|---|---|---|---|---|---|
+| | written GB | peak RSS GB | peak USS GB | seconds | of them comparing | worked |
+|---|---|---|---|---|---|---|
 {rows}
 
 - Memory: {memory} (1.5 x written + 1.5 GB): {kept}.
-- Time: {ratio:.2f} x torch.onnx.export alone (aim: {TIME}).
-- Machine: {place} at the end.
+- Time: {ratio:.2f} x torch.onnx.export alone with everything that is compared (aim: {TIME});
+  {exporting:.2f} x without the comparisons.
+{beside}- Machine: {place} at the end.
 """
 
 
@@ -204,22 +239,22 @@ defaults and saves with external data; it compares nothing.
     "--billion", type=click.Choice([str(size) for size in SHAPES]), default="1.3", show_default=True
 )
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/export-memory"))
-@click.option("--results", type=click.Path(path_type=Path), help="Folder for export_memory.json and .md.")
-def main(billion: str, output: Path, results: Path | None) -> None:
+@click.option("--peers", type=click.Path(path_type=Path),
+              help="Python of an environment with requirements/peers-export.txt.")  # fmt: skip
+@click.option("--results", type=click.Path(path_type=Path), help="Folder for a .json and a .md.")
+def main(billion: str, output: Path, peers: Path | None, results: Path | None) -> None:
     """Measure and report."""
     output.mkdir(parents=True, exist_ok=True)
-    costs = measure(float(billion), output)
+    costs = measure(float(billion), output, peers)
     where = results or output
     where.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = {
         "billion": float(billion), "costs": costs, "limit_bytes": limit(costs[0]), "machine": machine(),
         "versions": versions(),
     }  # fmt: skip
-    write_file(
-        where / "export_memory.json", msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
-    )
-    text = report(float(billion), costs)
-    write_file(where / "export_memory.md", text.encode())
+    name, text = f"export-memory-{billion}b", report(float(billion), costs)
+    write_file(where / f"{name}.json", msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    write_file(where / f"{name}.md", text.encode())
     click.echo(text)
     if costs[0].failure or costs[0].peak_bytes > limit(costs[0]):
         raise SystemExit(1)
