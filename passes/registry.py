@@ -25,6 +25,7 @@ PASSES: Final[dict[str, str]] = {
     "merge-concats-splits": "burnish.passes.cleanup.merge_concats_splits:MergeConcatsSplits",
     "remove-no-op": "burnish.passes.cleanup.remove_no_op:RemoveNoOp",
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
+    "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",

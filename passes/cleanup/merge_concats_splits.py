@@ -81,7 +81,9 @@ class _Merger:
                 continue
             if self._context.permit(inner):
                 made = inner.outputs[0]
-                self._set_inputs(node, [v for each in node.inputs for v in (inner.inputs if each is made else [each])])
+                self._set_inputs(
+                    node, [v for each in node.inputs for v in (inner.inputs if each is made else [each])]
+                )
 
     def _set_inputs(self, node: ir.Node, inputs: Sequence[ir.Value | None]) -> None:
         before = list(node.inputs)
@@ -163,7 +165,11 @@ class _Merger:
         editor = self._round.editor
         named = [given for part, given in used if part.is_graph_output()]
         free = len(set(named)) == len(named)  # a value has one name
-        if free and all(g is not None and editor.can_replace(p, g) for p, g in used) and self._context.permit(node):
+        if (
+            free
+            and all(g is not None and editor.can_replace(p, g) for p, g in used)
+            and self._context.permit(node)
+        ):
             for part, given in used:
                 if given is not None:
                     editor.replace(part, given)

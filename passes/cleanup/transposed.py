@@ -20,10 +20,10 @@ Perm = tuple[int, ...]
 
 _UNARY: Final = frozenset(
     {
-        "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu", "Clip",
-        "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity", "IsInf",
-        "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu", "Shrink",
-        "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
+        "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BitwiseNot", "Cast", "Ceil", "Celu",
+        "Clip", "Cos", "Cosh", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
+        "IsInf", "IsNaN", "LeakyRelu", "Log", "Mish", "Neg", "Not", "Reciprocal", "Relu", "Round", "Selu",
+        "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh",
         "ThresholdedRelu",
     }
 )  # fmt: skip
@@ -31,8 +31,8 @@ _UNARY: Final = frozenset(
 _BROADCASTING: Final = frozenset(
     {
         "Add", "And", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Equal", "Greater", "GreaterOrEqual",
-        "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum", "Where",
-        "Xor",
+        "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod", "Mul", "Or", "PRelu", "Pow", "Sub", "Sum",
+        "Where", "Xor",
     }
 )  # fmt: skip
 _SOFTMAXES: Final = frozenset({"Hardmax", "LogSoftmax", "Softmax"})
@@ -72,7 +72,7 @@ def step(call: Call, perms: Mapping[int, Perm], wish: Perm) -> Step | None:
     return rule(call, perms, wish if rule is _unsqueeze else perm)
 
 
-def _unary(call: Call, _: Mapping[int, Perm], perm: Perm) -> Step | None:
+def _unary(_: Call, __: Mapping[int, Perm], perm: Perm) -> Step | None:
     return Step(perm)
 
 

@@ -167,8 +167,8 @@ class Region:
             if index >= len(node.inputs):
                 node.resize_inputs(index + 1)
             node.replace_input_with(index, editor.constant(node, f"{name}_stored", array))
-        for key, value in how.attributes.items():
-            node.attributes[key] = ir.convenience.convert_attribute(key, value)  # type: ignore[arg-type]
+        for key, setting in how.attributes.items():
+            node.attributes[key] = ir.convenience.convert_attribute(key, setting)  # type: ignore[arg-type]
 
     def _meet(self, end: ir.Node) -> None:
         perm, source = self.composed(end), end.inputs[0]

@@ -25,10 +25,14 @@ GONE = [
     "a = Slice (r, k0, m1, k1)  b = Slice (r, m1, far, k1)  y = Concat <axis = 1> (a, b)",
     "a = Slice (r, k0, k3, k0)  b = Slice (r, k3, far, k0)  y = Concat <axis = 0> (a, b)",
     "a = Slice (r, k0, k6, k0)  b = Slice (r, k6, far, k0)  y = Concat <axis = 0> (a, b)",
-    "a = Slice (r, k0, m2, k0)  b = Slice (r, m2, m1, k0)  c = Slice (r, m1, far, k0)"
-    "  y = Concat <axis = 0> (a, b, c)",
-    "a = Slice (r, k0, k1, k0)  b = Slice (r, k1, k6, k0)  c = Slice (r, k6, far, k0)"
-    "  y = Concat <axis = 0> (a, b, c)",
+    (
+        "a = Slice (r, k0, m2, k0)  b = Slice (r, m2, m1, k0)  c = Slice (r, m1, far, k0)"
+        "  y = Concat <axis = 0> (a, b, c)"
+    ),
+    (
+        "a = Slice (r, k0, k1, k0)  b = Slice (r, k1, k6, k0)  c = Slice (r, k6, far, k0)"
+        "  y = Concat <axis = 0> (a, b, c)"
+    ),
 ]
 
 
@@ -53,8 +57,10 @@ KEPT = [
     "a = Slice (x, k1, k2, k1)  b = Slice (x, k2, far, k1)  y = Concat <axis = 1> (a, b)",
     "a = Slice (x, k0, k2, k0)  b = Slice (x, k2, k6, k0)  y = Concat <axis = 0> (a, b)",
     # with one row: a, b and c take 0, 0 and 1 rows by these bounds, but [1:-1] of three rows is not [0:-1]
-    "a = Slice (x, k0, k1, k0)  b = Slice (x, k1, m1, k0)  c = Slice (x, m1, far, k0)"
-    "  y = Concat <axis = 0> (a, b, c)",
+    (
+        "a = Slice (x, k0, k1, k0)  b = Slice (x, k1, m1, k0)  c = Slice (x, m1, far, k0)"
+        "  y = Concat <axis = 0> (a, b, c)"
+    ),
     "a = Slice (x, k0, k2, k1)  b = Slice (z, k2, far, k1)  y = Concat <axis = 1> (a, b)",
     "a = Concat <axis = 0> (x, z)  y, u = Split <axis = 0, num_outputs = 2> (a)",
     "a = Concat <axis = 1> (x, z)  y, u = Split <axis = 0, num_outputs = 2> (a)",
@@ -119,7 +125,8 @@ def test_a_split_whose_parts_are_outputs_hands_over_one_value_once() -> None:
     ],
 )
 def test_a_slice_that_takes_one_part_of_a_concat(cut: str, part: str) -> None:
-    text = f"g (float[N, 4] x, float[N, 2] z) => (float[N, K] y) {{ a = Concat <axis = 1> (x, z) b = {cut} y = Neg (b) }}"
+    nodes = f"a = Concat <axis = 1> (x, z)  b = {cut}  y = Neg (b)"
+    text = f"g (float[N, 4] x, float[N, 2] z) => (float[N, K] y) {{ {nodes} }}"
     check_pass(MergeConcatsSplits(), text, f"y = Neg ({part})", count=1, weights=used(cut))
 
 

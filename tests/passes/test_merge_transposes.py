@@ -106,8 +106,10 @@ KEPT = [
     "a = Transpose <perm = [0, 2, 1]> (x)  y = Relu (a)",
     "a = Transpose <perm = [0, 2, 1]> (x)  b = Add (a, v)  y = Transpose <perm = [0, 2, 1]> (b)",
     "a = Transpose <perm = [0, 2, 1]> (x)  b = CumSum (a, one)  y = Transpose <perm = [0, 2, 1]> (b)",
-    "a = Transpose <perm = [0, 2, 1]> (x)  b = Neg (a)  z = Neg (b)  y = Transpose <perm = [0, 2, 1]> (b)"
-    "  u = MatMul (a, x)",
+    (
+        "a = Transpose <perm = [0, 2, 1]> (x)  b = Neg (a)  z = Neg (b)  y = Transpose <perm = [0, 2, 1]> (b)"
+        "  u = MatMul (a, x)"
+    ),
 ]
 
 
@@ -134,7 +136,8 @@ def test_only_axes_of_one_move() -> None:
 
 
 def test_into_gemm() -> None:
-    text = """g (float[4, N] x, float[5, 4] w, float[N, 5] v) => (float[N, 5] y, float[N, N] z, float[5, 5] u) {
+    text = """g (float[4, N] x, float[5, 4] w, float[N, 5] v)
+    => (float[N, 5] y, float[N, N] z, float[5, 5] u) {
         a = Transpose (x)  b = Transpose <perm = [1, 0]> (w)  y = Gemm (a, b)
         c = Transpose <perm = [1, 0]> (v)  z = Gemm <transB = 1> (v, v)  u = Gemm (c, v)
     }"""
