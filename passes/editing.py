@@ -218,6 +218,12 @@ def until_stable(
     return len(context.rewrites) - before
 
 
+def feeds_only(node: ir.Node, user: ir.Node) -> bool:
+    """True when nothing but `user` reads the first output of a node."""
+    value = node.outputs[0]
+    return not value.is_graph_output() and all(each is user for each in value.consumers())
+
+
 def is_templated(node: ir.Node) -> bool:
     """True for a node of a function that takes an attribute from the call."""
     return any(attribute.is_ref() for attribute in node.attributes.values())

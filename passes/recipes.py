@@ -7,18 +7,18 @@ from typing import Final
 from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
-    "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-shapes,"
-    "simplify-indices,fold-constants,merge-reshapes,remove-expand,merge-concats-splits,"
+    "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-arithmetic,"
+    "simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,merge-concats-splits,"
     "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
     "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,"
-    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,merge-transposes"
+    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,merge-transposes,merge-constants"
 )
-"""Caches are lowered first: their layers are then no attentions for others to fuse. Transposes move last,
-when what is written around them has been recognised."""
+"""Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
+constants are merged last, when what they are part of has been recognised."""
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:

@@ -21,6 +21,8 @@ PASSES: Final[dict[str, str]] = {
     "simplify-indices": "burnish.passes.cleanup.simplify_indices:SimplifyIndices",
     "merge-reshapes": "burnish.passes.cleanup.merge_reshapes:MergeReshapes",
     "remove-expand": "burnish.passes.cleanup.remove_expand:RemoveExpand",
+    "simplify-arithmetic": "burnish.passes.cleanup.simplify_arithmetic:SimplifyArithmetic",
+    "merge-constants": "burnish.passes.cleanup.merge_constants:MergeConstants",
     "merge-transposes": "burnish.passes.cleanup.merge_transposes:MergeTransposes",
     "merge-concats-splits": "burnish.passes.cleanup.merge_concats_splits:MergeConcatsSplits",
     "remove-no-op": "burnish.passes.cleanup.remove_no_op:RemoveNoOp",

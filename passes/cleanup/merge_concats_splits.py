@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.dims import Dim, total
-from burnish.passes.editing import Round, is_templated, until_stable
+from burnish.passes.editing import Round, feeds_only, is_templated, until_stable
 from burnish.passes.shape_contents import slice_bounds
 
 _END: Final = 2**31 - 1  # what a Slice to the end names, or more
@@ -74,7 +74,7 @@ class _Merger:
 
     def _flatten(self, node: ir.Node) -> None:
         for inner in dict.fromkeys(map(_maker, node.inputs)):
-            if inner is None or not is_op(inner, "Concat") or not _feeds_only(inner, node):
+            if inner is None or not is_op(inner, "Concat") or not feeds_only(inner, node):
                 continue
             axis = self._axis(node)
             if inner.graph is not node.graph or axis is None or self._axis(inner) != axis:
@@ -199,7 +199,7 @@ class _Merger:
         return None if shape is None or axis is None or axis >= len(shape) else shape[axis]
 
     def _merge_slices(self, node: ir.Node, inner: ir.Node) -> None:
-        if not _feeds_only(inner, node) or inner.graph is not node.graph:
+        if not feeds_only(inner, node) or inner.graph is not node.graph:
             return
         first, second = self._stretches(inner), self._stretches(node)
         if first is None or second is None or self._round.shapes.opset(node) < _FIRST_OPSET_WITH_INPUTS:
@@ -238,8 +238,3 @@ def _within(outer: _Stretch, inner: _Stretch) -> _Stretch | None:
 def _maker(value: ir.Value | None) -> ir.Node | None:
     node = None if value is None else value.producer()
     return None if node is None or is_templated(node) else node
-
-
-def _feeds_only(node: ir.Node, user: ir.Node) -> bool:
-    value = node.outputs[0]
-    return not value.is_graph_output() and all(each is user for each in value.consumers())

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.cleanup.reshape_target import constant_target
 from burnish.passes.dims import Dim, product
-from burnish.passes.editing import Round, is_templated, until_stable
+from burnish.passes.editing import Round, feeds_only, is_templated, until_stable
 from burnish.passes.shape_rules import transpose_perm
 from burnish.passes.shapes import Shape
 
@@ -68,7 +68,7 @@ class _Merger:
         if perm == sorted(perm):
             if self._editor.can_replace(node.outputs[0], inner.inputs[0]) and self._context.permit(node):
                 self._editor.replace(node.outputs[0], inner.inputs[0])
-        elif _feeds_only(inner, node) and self._context.permit(node):
+        elif feeds_only(inner, node) and self._context.permit(node):
             self._round.renew(node, "Transpose", [inner.inputs[0]], perm=perm)
 
     def _perm(self, node: ir.Node) -> tuple[int, ...] | None:
@@ -84,11 +84,11 @@ class _Merger:
             return False
         perm, source = self._perm(transpose), self._shapes[first.inputs[0]].shape
         middle, result = self._shapes[first.outputs[0]].shape, self._shapes[node.outputs[0]].shape
-        if perm is None or not source or not middle or not _feeds_only(first, transpose):
+        if perm is None or not source or not middle or not feeds_only(first, transpose):
             return False
         for dims, groups in filter(None, (merged(source, middle), factors(source, middle))):
             order = [axis for group in perm for axis in groups[group]]
-            if tuple(dims[axis] for axis in order) == result and _feeds_only(transpose, node):
+            if tuple(dims[axis] for axis in order) == result and feeds_only(transpose, node):
                 return self._transpose_dims(node, first.inputs[0], dims, order)
         return False
 
@@ -216,11 +216,6 @@ def _maker(node: ir.Node, *op_types: str) -> ir.Node | None:
     if maker is None or is_templated(maker):
         return None
     return maker if any(is_op(maker, op_type) for op_type in op_types) else None
-
-
-def _feeds_only(node: ir.Node, user: ir.Node) -> bool:
-    value = node.outputs[0]
-    return not value.is_graph_output() and all(each is user for each in value.consumers())
 
 
 def _roots(node: ir.Node) -> Iterator[ir.Value]:
