@@ -8,13 +8,15 @@ if editor.can_replace(node.outputs[0], source) and context.permit(node):
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Final, final
 
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import bodies, nested, value_names
+from burnish.passes.base import Context, all_graphs, bodies, nested, value_names
+from burnish.passes.shapes import Call, Shapes
 
 _FIRST_IR_WITH_PLAIN_INITIALIZERS: Final = 4  # before it, every initializer must be a graph input too
 
@@ -148,6 +150,83 @@ class Editor:
                 continue
             todo.extend(value for value in captured(node) if value is not None)
             remove(node)
+
+
+@final
+class Round:
+    """One round of a pass over a model. What costs a walk over the graph is made when it is first needed."""
+
+    def __init__(self, model: ir.Model, context: Context) -> None:
+        self.model, self.context = model, context
+
+    @cached_property
+    def editor(self) -> Editor:
+        """Changes the model."""
+        return Editor(self.model)
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """What is known of every value."""
+        return Shapes(self.model)
+
+    def call(self, node: ir.Node) -> Call:
+        """A node with the facts of its inputs."""
+        facts = [self.shapes[value] for value in node.inputs]
+        return Call(node, facts, self.shapes.opset(node), self.shapes)
+
+    def renew(
+        self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None], **attributes: object
+    ) -> ir.Node:
+        """`Editor.renew`, for an operator that computes the same: what is known of the result stays so."""
+        fact = self.shapes[node.outputs[0]]
+        new = self.editor.renew(node, op_type, inputs, **attributes)
+        self.shapes[new.outputs[0]] = fact
+        return new
+
+    def replace(self, old: ir.Value, new: ir.Value | None) -> bool:
+        """Let `new` serve every use of `old` if it can, and if that is permitted."""
+        maker = old.producer()
+        if new is None or maker is None or not self.editor.can_replace(old, new):
+            return False
+        if not self.context.permit(maker):
+            return False
+        self.editor.replace(old, new)
+        return True
+
+    def numbers(self, before: ir.Node, name: str, numbers: Sequence[int]) -> ir.Value:
+        """A new constant vector of int64."""
+        return self.editor.constant(before, name, np.array(numbers, dtype=np.int64))
+
+
+def until_stable(
+    model: ir.Model, context: Context, begin: Callable[[Round], Callable[[ir.Node], object]]
+) -> int:
+    """Visit every node of every graph, and again while that changes something; return the rewrites made.
+
+    `begin` is called for each round, and returns what visits a node. Nodes that a rewrite of the same round
+    removed are not visited, nor those of functions whose attributes are known at the call only.
+    """
+    before = len(context.rewrites)
+    start = -1
+    while start < len(context.rewrites):
+        start = len(context.rewrites)
+        visit = begin(Round(model, context))
+        for graph in all_graphs(model):
+            for node in list(graph):
+                if node.graph is not None and not is_templated(node):
+                    visit(node)
+    return len(context.rewrites) - before
+
+
+def feeds_only(node: ir.Node, user: ir.Node) -> bool:
+    """True when nothing but `user` reads the first output of a node."""
+    value = node.outputs[0]
+    return not value.is_graph_output() and all(each is user for each in value.consumers())
+
+
+def is_templated(node: ir.Node) -> bool:
+    """True for a node of a function that takes an attribute from the call."""
+    return any(attribute.is_ref() for attribute in node.attributes.values())
 
 
 def remove(node: ir.Node) -> None:

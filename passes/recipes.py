@@ -7,17 +7,18 @@ from typing import Final
 from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
-    "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-shapes,"
-    "simplify-indices,fold-constants,merge-reshapes,remove-expand,eliminate-common-subexpressions,"
-    "deduplicate-initializers,remove-unused,infer-shapes"
+    "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-arithmetic,"
+    "simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,merge-concats-splits,"
+    "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
-    "fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,"
-    "fuse-skip-norm,fuse-bias-gelu"
+    "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,"
+    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,merge-transposes,merge-constants"
 )
-"""Caches are lowered first: their layers are then no attentions for others to fuse."""
+"""Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
+constants are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation"
 """What quantisation would not know any more."""
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_op, tensor_of
 from burnish.passes.cleanup.evaluation import CLOSE, EXACT, MOVING, evaluate
 from burnish.passes.cleanup.inline_branch import inline_branch
-from burnish.passes.editing import Editor
+from burnish.passes.editing import Editor, is_templated
 from burnish.passes.shapes import Fact, Shapes
 
 # What numpy does in one sweep; other operators are evaluated by slow reference code.
@@ -75,7 +75,7 @@ class _Folder:
             todo = deque(graph)
             while todo:
                 node = todo.popleft()
-                if node.graph is not None and not _is_templated(node):
+                if node.graph is not None and not is_templated(node):
                     todo.extendleft(reversed(self._visit(node)))
         return len(self._context.rewrites) > before
 
@@ -168,10 +168,6 @@ class _Folder:
         if array is None:
             return not used
         return fact.dtype is None or ir.DataType.from_numpy(array.dtype) == fact.dtype
-
-
-def _is_templated(node: ir.Node) -> bool:
-    return any(attribute.is_ref() for attribute in node.attributes.values())
 
 
 def _tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

@@ -6,15 +6,14 @@ import dataclasses
 from collections.abc import Iterator
 from typing import ClassVar, Final, final
 
-import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
+from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.cleanup.reshape_target import constant_target
 from burnish.passes.dims import Dim, product
-from burnish.passes.editing import Editor
+from burnish.passes.editing import Round, feeds_only, is_templated, until_stable
 from burnish.passes.shape_rules import transpose_perm
-from burnish.passes.shapes import Call, Shape, Shapes
+from burnish.passes.shapes import Shape
 
 Split = tuple[Shape, list[list[int]]]
 """Dims, and the groups of them (by index) that make up each dim of another shape."""
@@ -43,30 +42,22 @@ class MergeReshapes(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many chains were shortened."""
-        before = len(context.rewrites)
-        while _Merger(model, context).run():  # a merged chain may be part of a longer one
-            pass
-        return len(context.rewrites) - before
+        # until nothing changes: a merged chain may be part of a longer one
+        return until_stable(model, context, lambda round_: _Merger(round_).visit)
 
 
 @final
 class _Merger:
-    def __init__(self, model: ir.Model, context: Context) -> None:
-        self._model, self._context = model, context
-        self._editor, self._shapes = Editor(model), Shapes(model)
+    def __init__(self, round_: Round) -> None:
+        self._round, self._context = round_, round_.context
+        self._editor, self._shapes = round_.editor, round_.shapes
 
-    def run(self) -> bool:
-        """Visit every node once; True when something changed."""
-        before = len(self._context.rewrites)
-        for graph in all_graphs(self._model):
-            for node in list(graph):
-                if node.graph is None or any(attribute.is_ref() for attribute in node.attributes.values()):
-                    continue
-                if is_op(node, "Transpose"):
-                    self._merge_transposes(node)
-                elif _is_reshape(node) and not self._merge_through_transpose(node):
-                    self._merge_reshapes(node)
-        return len(self._context.rewrites) > before
+    def visit(self, node: ir.Node) -> None:
+        """Shorten the chain that ends at a node."""
+        if is_op(node, "Transpose"):
+            self._merge_transposes(node)
+        elif _is_reshape(node) and not self._merge_through_transpose(node):
+            self._merge_reshapes(node)
 
     def _merge_transposes(self, node: ir.Node) -> None:
         inner = _maker(node, "Transpose")
@@ -77,8 +68,8 @@ class _Merger:
         if perm == sorted(perm):
             if self._editor.can_replace(node.outputs[0], inner.inputs[0]) and self._context.permit(node):
                 self._editor.replace(node.outputs[0], inner.inputs[0])
-        elif _feeds_only(inner, node) and self._context.permit(node):
-            self._renew(node, "Transpose", [inner.inputs[0]], perm=perm)
+        elif feeds_only(inner, node) and self._context.permit(node):
+            self._round.renew(node, "Transpose", [inner.inputs[0]], perm=perm)
 
     def _perm(self, node: ir.Node) -> tuple[int, ...] | None:
         if "perm" in node.attributes:
@@ -93,11 +84,11 @@ class _Merger:
             return False
         perm, source = self._perm(transpose), self._shapes[first.inputs[0]].shape
         middle, result = self._shapes[first.outputs[0]].shape, self._shapes[node.outputs[0]].shape
-        if perm is None or not source or not middle or not _feeds_only(first, transpose):
+        if perm is None or not source or not middle or not feeds_only(first, transpose):
             return False
         for dims, groups in filter(None, (merged(source, middle), factors(source, middle))):
             order = [axis for group in perm for axis in groups[group]]
-            if tuple(dims[axis] for axis in order) == result and _feeds_only(transpose, node):
+            if tuple(dims[axis] for axis in order) == result and feeds_only(transpose, node):
                 return self._transpose_dims(node, first.inputs[0], dims, order)
         return False
 
@@ -108,11 +99,11 @@ class _Merger:
             return False
         if dims != shape:
             name = node.outputs[0].name
-            vector = self._editor.constant(node, f"{name}_dims", np.array(target, dtype=np.int64))
+            vector = self._round.numbers(node, f"{name}_dims", target or ())
             split = self._editor.insert(node, "Reshape", [source, vector], name=f"{name}_split")
             self._shapes.add(split)
             source = split.outputs[0]
-        self._renew(node, "Transpose", [source], perm=order)
+        self._round.renew(node, "Transpose", [source], perm=order)
         return True
 
     def _merge_reshapes(self, node: ir.Node) -> None:
@@ -128,14 +119,9 @@ class _Merger:
 
     def _undoes(self, node: ir.Node, inner: ir.Node) -> bool:
         """Squeeze and Unsqueeze of the same axes, which works without knowing a rank."""
-        axes = self._call(node).ints("axes", 1)
-        return (
-            inner.op_type != node.op_type and axes is not None and axes == self._call(inner).ints("axes", 1)
-        )
-
-    def _call(self, node: ir.Node) -> Call:
-        facts = [self._shapes[value] for value in node.inputs]
-        return Call(node, facts, self._shapes.opset(node), self._shapes)
+        axes = self._round.call(node).ints("axes", 1)
+        other = self._round.call(inner).ints("axes", 1)
+        return inner.op_type != node.op_type and axes is not None and axes == other
 
     def _express(self, node: ir.Node, root: ir.Value) -> bool:
         """Compute the result of a chain from `root` directly, if one operator can."""
@@ -154,10 +140,8 @@ class _Merger:
         if added is not None or dropped is not None:
             self._set_axes(node, root, added, dropped)
         else:
-            vector = self._editor.constant(
-                node, f"{node.outputs[0].name}_shape", np.array(target, dtype=np.int64)
-            )
-            self._renew(node, "Reshape", [root, vector])
+            vector = self._round.numbers(node, f"{node.outputs[0].name}_shape", target or ())
+            self._round.renew(node, "Reshape", [root, vector])
         return True
 
     def _set_axes(
@@ -165,15 +149,10 @@ class _Merger:
     ) -> None:
         op_type, axes = ("Unsqueeze", added) if added is not None else ("Squeeze", dropped)
         if self._shapes.opset(node) < _FIRST_OPSET_WITH_AXES_INPUT:
-            self._renew(node, op_type, [root], axes=axes)
+            self._round.renew(node, op_type, [root], axes=axes)
             return
-        vector = self._editor.constant(node, f"{node.outputs[0].name}_axes", np.array(axes, dtype=np.int64))
-        self._renew(node, op_type, [root, vector])
-
-    def _renew(self, node: ir.Node, op_type: str, inputs: list[ir.Value], **attributes: object) -> None:
-        fact = self._shapes[node.outputs[0]]
-        new = self._editor.renew(node, op_type, inputs, **attributes)
-        self._shapes[new.outputs[0]] = fact
+        vector = self._round.numbers(node, f"{node.outputs[0].name}_axes", axes or ())
+        self._round.renew(node, op_type, [root, vector])
 
 
 def merged(source: Shape, result: Shape) -> Split | None:
@@ -234,14 +213,9 @@ def _is_reshape(node: ir.Node) -> bool:
 def _maker(node: ir.Node, *op_types: str) -> ir.Node | None:
     """The node that makes the first input, when it is one of these operators and says all it does."""
     maker = None if not node.inputs or node.inputs[0] is None else node.inputs[0].producer()
-    if maker is None or any(attribute.is_ref() for attribute in maker.attributes.values()):
+    if maker is None or is_templated(maker):
         return None
     return maker if any(is_op(maker, op_type) for op_type in op_types) else None
-
-
-def _feeds_only(node: ir.Node, user: ir.Node) -> bool:
-    value = node.outputs[0]
-    return not value.is_graph_output() and all(each is user for each in value.consumers())
 
 
 def _roots(node: ir.Node) -> Iterator[ir.Value]:

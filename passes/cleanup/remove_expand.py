@@ -7,8 +7,8 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
-from burnish.passes.editing import Editor
+from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.editing import Round, until_stable
 from burnish.passes.shapes import Fact, Shape, Shapes
 
 _ELEMENTWISE: Final = frozenset(
@@ -40,27 +40,24 @@ class RemoveExpand(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many Expand nodes were removed or skipped over."""
-        before = len(context.rewrites)
-        while _Remover(model, context).run():  # the last of two that make up one shape can go first
-            pass
-        return len(context.rewrites) - before
+        # until nothing changes: the last of two that make up one shape can go first
+        return until_stable(model, context, lambda round_: _Remover(round_).visit)
 
 
 @final
 class _Remover:
-    def __init__(self, model: ir.Model, context: Context) -> None:
-        self._model, self._context = model, context
-        self._editor, self._shapes = Editor(model), Shapes(model)
+    def __init__(self, round_: Round) -> None:
+        self._round, self._context = round_, round_.context
 
-    def run(self) -> bool:
-        """Visit every node once; True when something changed."""
-        before = len(self._context.rewrites)
-        for graph in all_graphs(self._model):
-            for node in list(graph):
-                if node.graph is not None and is_op(node, "Expand") and node.inputs[0] is not None:
-                    self._skip_inner(node)
-                    self._remove(node, node.inputs[0])
-        return len(self._context.rewrites) > before
+    @property
+    def _shapes(self) -> Shapes:
+        return self._round.shapes
+
+    def visit(self, node: ir.Node) -> None:
+        """Skip over an Expand, or remove it."""
+        if is_op(node, "Expand") and node.inputs[0] is not None:
+            self._skip_inner(node)
+            self._remove(node, node.inputs[0])
 
     def _skip_inner(self, node: ir.Node) -> None:
         inner = None if node.inputs[0] is None else node.inputs[0].producer()
@@ -70,7 +67,7 @@ class _Remover:
         result = self._shapes[node.outputs[0]].shape
         same = result is not None and self._shapes.broadcast(source, target) == result
         if same and self._context.permit(node):
-            self._editor.set_input(node, 0, inner.inputs[0])
+            self._round.editor.set_input(node, 0, inner.inputs[0])
 
     def _remove(self, node: ir.Node, source: ir.Value) -> None:
         smaller = self._smaller(node, source)
@@ -80,7 +77,7 @@ class _Remover:
             self._shapes[value] = Fact(self._shapes[value].dtype, shape)
             if value.shape is not None:
                 value.shape = as_ir_shape(shape)
-        self._editor.replace(node.outputs[0], source)
+        self._round.editor.replace(node.outputs[0], source)
 
     def _smaller(self, node: ir.Node, source: ir.Value) -> dict[ir.Value, Shape] | None:
         """The shapes that change without the Expand; None when that would be seen."""

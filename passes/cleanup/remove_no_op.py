@@ -28,11 +28,12 @@ class RemoveNoOp(Pass):
 
     Cast to the same dtype; Transpose to the same order; Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile
     and Split that keep the shape; Slice that keeps everything; Pad by nothing; Concat, Max, Min, Mean and Sum
-    of one input; Dropout outside training; Clip without bounds; multiplication by 1, addition of integer 0,
-    And with true, Or with false. Shapes are compared as polynomials in the names of the inputs' dims.
+    of one input; Dropout outside training; Clip without bounds; multiplication by 1, the power of 1,
+    addition of integer 0, And with true, Or with false; Where with a constant condition. Shapes are compared
+    as polynomials in the names of the inputs' dims.
 
-    Kept: addition of 0.0, which turns -0.0 into 0.0; a no-op between an input and an output, which both keep
-    their names.
+    Kept: addition of 0.0, which turns -0.0 into 0.0 (see simplify-arithmetic); a no-op between an input and
+    an output, which both keep their names.
     """
 
     name: ClassVar[str] = "remove-no-op"
@@ -129,6 +130,15 @@ def _neutral(element: int, *, commutes: bool, floats: bool = True) -> Test:
     return test
 
 
+def _where(call: Call) -> int | None:
+    """What a constant condition chooses everywhere."""
+    condition = constant_of(call.node.inputs[0], max_bytes=_MAX_BYTES)
+    if condition is None or condition.size == 0 or condition.all() != condition.any():
+        return None
+    chosen = 1 if condition.all() else 2
+    return chosen if _keeps_shape(call, chosen) else None
+
+
 def _is_all(value: ir.Value | None, element: int) -> bool:
     array = constant_of(value, max_bytes=_MAX_BYTES)
     if array is None or array.size == 0 or array.dtype.kind in "OSU":
@@ -141,6 +151,8 @@ _TESTS: Final[dict[str, Test]] = {
     **dict.fromkeys(("Concat", "Max", "Mean", "Min", "Sum"), _single),
     "Add": _neutral(0, commutes=True, floats=False), "And": _neutral(1, commutes=True), "Cast": _cast,
     "CastLike": _cast, "Clip": _clip, "Div": _neutral(1, commutes=False), "Dropout": _dropout,
-    "Mul": _neutral(1, commutes=True), "Or": _neutral(0, commutes=True), "Pad": _pad, "Slice": _slice,
+    "Mul": _neutral(1, commutes=True), "Or": _neutral(0, commutes=True), "Pad": _pad,
+    "Pow": _neutral(1, commutes=False), "Slice": _slice,
     "Split": _split, "Sub": _neutral(0, commutes=False, floats=False), "Transpose": _transpose,
+    "Where": _where,
 }  # fmt: skip

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Final, final
 
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of, is_op, tensor_of
+from burnish.passes.base import Context, Numerics, Pass, constant_of, is_op, tensor_of
 from burnish.passes.cleanup.grids import Grid, Grids
 from burnish.passes.cleanup.sizes import Sizes
 from burnish.passes.dims import Dim
-from burnish.passes.editing import Editor
+from burnish.passes.editing import Round, until_stable
 from burnish.passes.shape_contents import slice_bounds
-from burnish.passes.shapes import Call, Shape, Shapes
+from burnish.passes.shapes import Shape
 
 _NEUTRAL: Final = {"And": 1, "Or": 0}
 
@@ -44,36 +44,28 @@ class SimplifyIndices(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many lookups and masks were replaced."""
-        before = len(context.rewrites)
-        while _Simplifier(self.max_bytes, model, context).run():  # a mask may be made of a mask
-            pass
-        return len(context.rewrites) - before
+        # until nothing changes: a mask may be made of a mask
+        return until_stable(model, context, lambda round_: _Simplifier(self.max_bytes, round_).visit)
 
 
 @final
 class _Simplifier:
-    def __init__(self, max_bytes: int, model: ir.Model, context: Context) -> None:
-        self._max_bytes, self._model, self._context = max_bytes, model, context
-        self._editor, self._shapes = Editor(model), Shapes(model)
-        self._sizes = Sizes(model, self._shapes, self._editor)
-        self._grids = Grids(model, self._shapes)
+    def __init__(self, max_bytes: int, round_: Round) -> None:
+        self._max_bytes, self._round, self._context = max_bytes, round_, round_.context
+        self._editor, self._shapes = round_.editor, round_.shapes
+        self._sizes = Sizes(round_.model, self._shapes, self._editor)
+        self._grids = Grids(round_.model, self._shapes)
 
-    def run(self) -> bool:
-        """Visit every node once; True when something changed."""
-        before = len(self._context.rewrites)
-        for graph in all_graphs(self._model):
-            for node in list(graph):
-                if node.graph is None or any(attribute.is_ref() for attribute in node.attributes.values()):
-                    continue
-                if is_op(node, "Gather"):
-                    self._simplify_gather(node)
-                elif is_op(node, "GatherElements"):
-                    self._slice_table(node)
-                elif is_op(node, "GatherND"):
-                    self._read_all(node)
-                elif node.domain == "" and node.op_type in _NEUTRAL:
-                    self._drop_neutral(node)
-        return len(self._context.rewrites) > before
+    def visit(self, node: ir.Node) -> None:
+        """Replace a lookup or a mask."""
+        if is_op(node, "Gather"):
+            self._simplify_gather(node)
+        elif is_op(node, "GatherElements"):
+            self._slice_table(node)
+        elif is_op(node, "GatherND"):
+            self._read_all(node)
+        elif node.domain == "" and node.op_type in _NEUTRAL:
+            self._drop_neutral(node)
 
     def _simplify_gather(self, node: ir.Node) -> None:
         for rule in (self._read_whole, self._take_row, self._slice_table, self._slice_rows):
@@ -114,7 +106,7 @@ class _Simplifier:
         if cut is None or not is_op(cut, "Slice") or axis is None or not self._grows_little(node, cut):
             return False
         table, indices = constant_of(node.inputs[0]), constant_of(cut.inputs[0])
-        bounds = slice_bounds(self._call(cut))
+        bounds = slice_bounds(self._round.call(cut))
         if table is None or indices is None or bounds is None or self._shapes.opset(node) < 10:
             return False
         if is_op(node, "GatherElements"):
@@ -128,7 +120,7 @@ class _Simplifier:
         axes = self._numbers(node, [a + shift for a in bounds])
         whole = self._editor.constant(node, f"{node.outputs[0].name}_table", looked_up)
         inputs = [whole, cut.inputs[1], cut.inputs[2], axes, *cut.inputs[4:5]]
-        self._renew(node, "Slice", inputs)
+        self._round.renew(node, "Slice", inputs)
         return True
 
     def _slice_rows(self, node: ir.Node) -> bool:
@@ -154,11 +146,11 @@ class _Simplifier:
         starts, axes = (self._numbers(node, [number]) for number in (0, axis + grid.axis))
         end = self._sizes.vector((length,), node, f"{node.outputs[0].name}_end")
         _declare(node.outputs[0], {axis + place: dim.size for place, dim in enumerate(grid.shape)})
-        self._renew(node, "Slice", [whole, starts, end, axes])
+        self._round.renew(node, "Slice", [whole, starts, end, axes])
         return True
 
     def _numbers(self, before: ir.Node, numbers: list[int]) -> ir.Value:
-        return self._editor.constant(before, "numbers", np.array(numbers, dtype=np.int64))
+        return self._round.numbers(before, "numbers", numbers)
 
     def _fails_alike(self, node: ir.Node, axis: int, length: Dim) -> bool:
         """True when too many rows are an error without the Gather's own check: Slice gives what there is.
@@ -176,7 +168,7 @@ class _Simplifier:
 
     def _has_partner(self, node: ir.Node, user: ir.Node, place: int, length: Dim) -> bool:
         if is_op(user, "Unsqueeze"):
-            axes, rank = self._call(user).ints("axes", 1), self._shapes[user.outputs[0]].rank
+            axes, rank = self._round.call(user).ints("axes", 1), self._shapes[user.outputs[0]].rank
             users = user.outputs[0].consumers()
             if axes is None or rank is None or not users:
                 return False
@@ -280,23 +272,14 @@ class _Simplifier:
         target = self._target(node, self._shapes[source].shape or ())
         if target:
             vector = self._sizes.vector(target, node, f"{node.outputs[0].name}_shape")
-            self._renew(node, "Expand", [source, vector])
+            self._round.renew(node, "Expand", [source, vector])
         elif self._editor.can_replace(node.outputs[0], source):
             self._editor.replace(node.outputs[0], source)
         else:
-            self._renew(node, "Identity", [source])
-
-    def _renew(self, node: ir.Node, op_type: str, inputs: Sequence[ir.Value | None]) -> None:
-        fact = self._shapes[node.outputs[0]]
-        new = self._editor.renew(node, op_type, inputs)
-        self._shapes[new.outputs[0]] = fact
+            self._round.renew(node, "Identity", [source])
 
     def _axis(self, node: ir.Node) -> int | None:
-        return self._call(node).axis(self._shapes[node.inputs[0]].rank)
-
-    def _call(self, node: ir.Node) -> Call:
-        facts = [self._shapes[value] for value in node.inputs]
-        return Call(node, facts, self._shapes.opset(node), self._shapes)
+        return self._round.call(node).axis(self._shapes[node.inputs[0]].rank)
 
 
 def _declare(value: ir.Value, sizes: Mapping[int, int | None]) -> None:

@@ -239,7 +239,7 @@ def _step(node: ir.Node, shapes: Shapes) -> tuple[ir.Value, float, Term | None] 
         return _filled(node, shapes)
     if node.op_type == "Identity" and node.inputs[0] is not None:
         return node.inputs[0], 1.0, None
-    for scores, other in either_way(node):
+    for scores, other in either_way(node) if len(node.inputs) == 2 else ():
         factor = number(other, shapes, max_rank=4)
         if node.op_type == "Add" and _leads_to_product(scores):
             return scores, 1.0, Term("add", other)

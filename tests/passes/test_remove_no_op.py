@@ -24,6 +24,9 @@ NOTHING = [
     "Mul (a, one)",
     "Mul (one, a)",
     "Div (a, one)",
+    "Pow (a, one)",
+    "Where (yes, a, other)",
+    "Where (no, other, a)",
 ]
 WEIGHTS = {
     "same": np.array([-1, 4, 2]),
@@ -33,6 +36,9 @@ WEIGHTS = {
     "end": np.array([2**62, 4, 2**31]),
     "nothing": np.zeros(6, np.int64),
     "one": np.ones(1, np.float32),
+    "yes": np.ones((4, 1), bool),
+    "no": np.zeros((), bool),
+    "other": np.zeros((), np.float32),
 }
 
 
@@ -62,6 +68,10 @@ SOMETHING = [
     "Mul (a, onecolumn)",
     "Add (a, zero)",  # -0.0 + 0.0 is 0.0
     "Div (one, a)",
+    "Pow (one, a)",
+    "Where (yes, other, a)",
+    "Where (mixed, a, other)",
+    "Where (yes, a, onecolumn)",
 ]
 
 
@@ -73,6 +83,7 @@ def test_what_does_something_stays(expression: str) -> None:
         "back": np.array([1, -1, 1]),
         "some": np.array([0, 0, 0, 0, 0, 1]),
         "zero": np.zeros((), np.float32),
+        "mixed": np.array([True, False]),
         "two": np.array([1, 2], np.float32),
         "onecolumn": np.ones((3, 1, 1, 1), np.float32),
     }

@@ -1,0 +1,139 @@
+"""Add(Conv(x, w), c)  ->  Conv(x, w, c);   Conv(Pad(x))  ->  Conv(x), which pads itself"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Final, final
+
+import numpy as np
+import onnx_ir as ir
+
+from burnish.passes.base import Context, Numerics, Pass, constant_of, tensor_of
+from burnish.passes.fusion.linear import Affine, channels, emit, fold, is_linear, weights_are_constant
+from burnish.passes.fusion.padding import absorb_padding, takes_padding
+from burnish.passes.matching import Scope, obstacle, scopes
+from burnish.passes.shapes import Shapes
+
+_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_MAX_COPY: Final = 1 << 16  # bytes of a weight that is written once more because it is shared
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class FoldIntoConv(Pass):
+    """Fold constants around Conv, ConvTranspose, Gemm and MatMul into their weights.
+
+    - Add, Sub, Mul and Div of a constant for each channel behind one of them (behind a MatMul only Mul and
+      Div: it has no bias);
+    - Pad with zeros before Conv, AveragePool and MaxPool, where that is what the operator can do itself.
+
+    Kept: weights that are not constant, or in half precision, where a folded weight is rounded once more;
+    results that are used elsewhere too; constants that differ by position.
+    """
+
+    name: ClassVar[str] = "fold-into-conv"
+    numerics: ClassVar[Numerics] = Numerics.ROUNDING
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        """Return how many constants and Pads were folded."""
+        before, shapes = len(context.rewrites), _Lazy(model)
+        for scope in scopes(model):
+            for node in list(scope.graph):
+                if node.graph is None:
+                    continue
+                if node.op_type in _STEPS and node.domain == "":
+                    _fold(node, scope, context)
+                elif takes_padding(node):
+                    absorb_padding(node, scope, context, shapes.get)
+        return len(context.rewrites) - before
+
+
+@final
+class _Lazy:
+    """Facts, found when they are first asked for."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model, self._shapes = model, list[Shapes]()
+
+    def get(self) -> Shapes:
+        """The facts."""
+        if not self._shapes:
+            self._shapes.append(Shapes(self._model))
+        return self._shapes[0]
+
+
+def _fold(node: ir.Node, scope: Scope, context: Context) -> None:
+    for place in (0, 1):
+        result, constant = node.inputs[place], node.inputs[1 - place]
+        linear = None if result is None else result.producer()
+        if linear is None or not is_linear(linear) or constant is None or tensor_of(constant) is None:
+            continue
+        plain = linear.op_type == "MatMul"  # which has no bias, and mostly no constant operand
+        if plain and (node.op_type in ("Add", "Sub") or not weights_are_constant(linear)):
+            continue
+        affine = _affine(node, place, linear)
+        why = _refusal(node, linear) or obstacle([linear, node], node.outputs)
+        if affine is None and why is None:
+            why = "its constant is not one number for each channel"
+        folded = None if affine is None or why is not None else fold(linear, affine)
+        if folded is None or not all(
+            part is None or np.isfinite(part).all() for part in (folded.weight, folded.bias)
+        ):
+            context.miss(node, why or "the constants do not fit each other")
+        elif context.permit(node):
+            new = emit(linear, folded, scope)
+            scope.replace([linear, node], [new], {node.outputs[0]: new.outputs[0]}, FoldIntoConv.name)
+        return
+
+
+def _refusal(node: ir.Node, linear: ir.Node) -> str | None:
+    value = linear.inputs[1]
+    weight = None if value is None else tensor_of(value)
+    if value is None or weight is None or not weights_are_constant(linear):
+        return f"the weights of the {linear.op_type} are not constant"
+    if weight.dtype not in _FLOATS:
+        return "its weights are not float32, and folding would round them once more"
+    scales = node.op_type in ("Div", "Mul")
+    shared = any(user is not linear for user in value.consumers())
+    if scales and shared and weight.nbytes > _MAX_COPY:
+        return "its weight is used elsewhere too, and would be there twice"
+    return None
+
+
+def _affine(node: ir.Node, place: int, linear: ir.Node) -> Affine | None:
+    """What the node does to each channel; None when it is nothing that a weight can do."""
+    array, count = constant_of(node.inputs[1 - place]), channels(linear)
+    if array is None or count is None or not weights_are_constant(linear):
+        return None
+    row = _per_channel(array.astype(np.float64), linear, count)
+    if row is None:
+        return None
+    match node.op_type:
+        case "Add":
+            return Affine(shift=row)
+        case "Sub":
+            return Affine(shift=-row) if place == 0 else Affine(-np.ones(1), row)
+        case "Mul":
+            return Affine(factor=row)
+        case _:
+            return Affine(factor=1 / row) if place == 0 and np.all(row != 0) else None
+
+
+def _per_channel(array: np.ndarray, linear: ir.Node, count: int) -> np.ndarray | None:
+    """The constant as [channels] or [1]; None when it is not one number for each channel."""
+    weight = constant_of(linear.inputs[1])
+    behind = 0 if weight is None or not linear.op_type.startswith("Conv") else weight.ndim - 2
+    most = {"MatMul": 1, "Gemm": 2}.get(linear.op_type, behind + 2)
+    if array.ndim > most or array.dtype.kind != "f":
+        return None
+    whole = (
+        array.reshape([1] * (behind + 2 - array.ndim) + list(array.shape))
+        if array.ndim < behind + 2
+        else array
+    )
+    if whole.size != whole.shape[1] or whole.size not in (1, count):
+        return None
+    return whole.reshape(-1)
+
+
+_STEPS: Final = frozenset({"Add", "Div", "Mul", "Sub"})
