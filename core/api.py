@@ -7,7 +7,7 @@ callables, and never lets a model out that was not checked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,6 +17,8 @@ import onnx_ir as ir
 
 from burnish.checking import DifferentialChecker, executed, runnable
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
+from burnish.explaining import Explanation
+from burnish.explaining import explain as explained
 from burnish.exporting import export as export
 from burnish.kv_cache import InPlace
 from burnish.manifest import Manifest, Receipt
@@ -25,6 +27,7 @@ from burnish.passes.base import Numerics
 from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
+from burnish.passes.third_party import package_of
 from burnish.sources import ModelLike, Source, left_out, need_output, open_source
 from burnish.target import OWN_IN_DEFAULT_DOMAIN, Target, get_target
 from burnish.versions import versions
@@ -58,6 +61,7 @@ def optimize(
         return_receipts: return `(model, receipts)` instead of the model alone.
         options: `measured` (False: nothing is timed, and `drop-slower` is left out), `typical` (sizes
             of dynamic dims to measure at), `seed`, `progress`; see `burnish.workbench.Workbench`.
+            `explain`: called with a `burnish.explaining.Explanation`, of what was fused and what not.
 
     Returns:
         A model of the kind that was given (a path: the path written).
@@ -162,6 +166,7 @@ def _rewrite(
     typical: Mapping[str, int] | None = None,
     calibration: str = "minmax",
     progress: Progress | None = None,
+    explain: Callable[[Explanation], object] | None = None,
     seed: int = 0,
 ) -> Any:
     need_output(given, output)
@@ -181,7 +186,9 @@ def _rewrite(
     )  # fmt: skip
     notes = [*notes, *left_out(source.attachments, output)]
     receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, target, notes))
-    manifest = _manifest(source, outcome, receipts, target)
+    manifest = _manifest(source, outcome, receipts, target, recipe)
+    if explain is not None:
+        explain(explained(recipe, outcome))
     result = source.give_back(outcome.model, manifest, output)
     return (result, receipts) if return_receipts else result
 
@@ -216,8 +223,11 @@ def _deployed(
     )  # fmt: skip
 
 
-def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], target: Target) -> Manifest:
+def _manifest(
+    source: Source, outcome: Outcome, receipts: Sequence[Receipt], target: Target, recipe: Recipe
+) -> Manifest:
     before = source.manifest
+    theirs = [package_of(type(pass_)).partition(" ")[0] for pass_ in recipe.passes]
     kept = [r.step for r in outcome.receipts if r.status == "kept"]
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))
     model, local = outcome.model, {function.domain for function in outcome.model.functions.values()}
@@ -225,7 +235,8 @@ def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], tar
     portable = not any(node.domain not in local and _is_bound(node) for node in nodes)
     return msgspec.structs.replace(
         signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
-        target="portable" if portable else target.name, versions=versions(), files={},
+        target="portable" if portable else target.name, versions=versions(list(filter(None, theirs))),
+        files={},
     )  # fmt: skip
 
 

@@ -102,14 +102,18 @@ def common_module(found: Iterable[Origin]) -> str:
 def home_module(found: Iterable[Origin]) -> str:
     """The path of the module where a node is counted: the deepest that holds more than half of its origins.
 
-    A fused attention thus counts at its layer's attention, though it swallowed a mask of the root's too.
+    A fused attention thus counts at its layer's attention, though it swallowed a mask of the root's too. One
+    that holds half of them will do, where the other half is not in one place.
     """
     paths = [origin.module for origin in found]
     held: dict[str, int] = {}
     for path in paths:
         for module in ancestors(path):
             held[module] = held.get(module, 0) + 1
-    return max((module for module, count in held.items() if 2 * count > len(paths)), key=len, default="")
+    most = max((module for module, count in held.items() if 2 * count > len(paths)), key=len, default="")
+    half = max((module for module, count in held.items() if 2 * count == len(paths)), key=len, default=most)
+    others = {path for path in paths if half not in ancestors(path)}
+    return half if all(2 * paths.count(path) < len(paths) for path in others) else most
 
 
 def ancestors(path: str) -> list[str]:

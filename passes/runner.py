@@ -18,10 +18,11 @@ from burnish.difference import Difference
 from burnish.errors import BurnishError, MismatchError, PassError, RecipeError, nearest
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
-from burnish.passes.base import Context, Numerics, Pass, Rewrite
+from burnish.passes.base import Context, Miss, Numerics, Pass, Rewrite
 from burnish.passes.origins import Memory, remember
 from burnish.passes.recipe import Recipe
 from burnish.passes.registry import PASSES, load_pass
+from burnish.passes.third_party import package_of
 
 _YOUNG: Final = 100_000  # new objects between two collections
 OnMismatch = Literal["refuse", "rollback"]
@@ -55,10 +56,11 @@ class Checker(Protocol):
 @final
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The rewritten model and one receipt for each pass of the recipe."""
+    """The rewritten model; for each pass of the recipe one receipt, and where it did not fire."""
 
     model: ir.Model
     receipts: tuple[Receipt, ...]
+    misses: tuple[tuple[Miss, ...], ...] = ()
 
 
 def run_recipe(
@@ -89,16 +91,17 @@ def run_recipe(
         raise RecipeError(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
-    current, receipts = copy_model(model), []
+    current, receipts, misses = copy_model(model), [], []
     with _few_collections():
         for number, pass_ in enumerate(recipe.passes):
             if progress is not None:
                 progress(str(pass_), number, len(recipe.passes))
-            current, receipt = _step(pass_, current, context, check, on_mismatch)
+            current, receipt, missed = _step(pass_, current, context, check, on_mismatch)
             receipts.append(receipt)
+            misses.append(missed)
     if progress is not None:
         progress("done", len(recipe.passes), len(recipe.passes))
-    return Outcome(current, tuple(receipts))
+    return Outcome(current, tuple(receipts), tuple(misses))
 
 
 @contextlib.contextmanager
@@ -114,7 +117,7 @@ def _few_collections() -> Iterator[None]:
 
 def _step(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
-) -> tuple[ir.Model, Receipt]:
+) -> tuple[ir.Model, Receipt, tuple[Miss, ...]]:
     started, numerics = time.perf_counter(), pass_.numerics.on(current)
     work = _Work(current, in_place=_keeps_to_the_rules(pass_))
     try:
@@ -122,15 +125,15 @@ def _step(
     except PassError as failure:
         if on_mismatch == "refuse":
             raise
-        return work.before, _rolled_back(pass_, work.before, failure, started)
-    before, candidate = work.before, work.after
+        return work.before, _rolled_back(pass_, work.before, failure, started), ()
+    before, candidate, misses = work.before, work.after, tuple(log.misses)
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(),
         nodes_before=node_count(before), nodes_after=node_count(candidate), notes=_notes(log),
         measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
-        return before, _stamp(receipt, started, status="unchanged")
+        return before, _stamp(receipt, started, status="unchanged"), misses
     verdict = check(before, candidate, numerics)
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
@@ -138,15 +141,16 @@ def _step(
         places=verdict.places,
     )  # fmt: skip
     if _kept(verdict, numerics):
-        return candidate, receipt
+        return candidate, receipt, misses
     error = _mismatch(pass_, before, context, check, verdict)
     if on_mismatch == "refuse":
         raise error
     note = f"rolled back: {error.what}"
-    return before, _stamp(
+    receipt = _stamp(
         receipt, started, status="rolled-back", nodes_after=receipt.nodes_before,
         notes=(*receipt.notes, note),
     )  # fmt: skip
+    return before, receipt, misses
 
 
 def _rolled_back(pass_: Pass, current: ir.Model, error: PassError, started: float) -> Receipt:
@@ -187,7 +191,7 @@ class _Work:
             raise
         except Exception as error:  # a pass is anybody's code; the user learns which one failed
             raise PassError(
-                f"Pass {pass_.name!r} failed: {type(error).__name__}: {error}.",
+                f"{_named(pass_)} failed: {type(error).__name__}: {error}.",
                 "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
             ) from error
         if self._memory is not None:
@@ -198,6 +202,12 @@ class _Work:
         if self.after is self.before:
             self.before = copy_model(self.after)
         self._memory = remember(self.after)
+
+
+def _named(pass_: Pass) -> str:
+    """The pass in words, with the package that it is from, if that is not burnish."""
+    package = package_of(type(pass_))
+    return f"Pass {pass_.name!r}" + (f" of package {package}" if package else "")
 
 
 def _keeps_to_the_rules(pass_: Pass) -> bool:
@@ -243,7 +253,7 @@ def _mismatch(
         f"allowed is {numerics.tolerance:g}"
     )
     return MismatchError(
-        f"Pass {pass_.name!r} changed the result{place}{at}: {apart}.",
+        f"{_named(pass_)} changed the result{place}{at}: {apart}.",
         "Leave the pass out, or go on without it by --on-mismatch rollback; please report the model.",
     )
 
