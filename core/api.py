@@ -73,7 +73,7 @@ def optimize(
     chosen = get_target(target)
     default = optimize_recipe(measured=measured and chosen.provider == "CPUExecutionProvider")
     return _rewrite(
-        model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
+        model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, **options,
     )  # fmt: skip
 
@@ -118,7 +118,7 @@ def quantize(
         )
     default = quantize_recipe(scheme, measured=measured and chosen.provider == "CPUExecutionProvider")
     return _rewrite(
-        model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
+        model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, data=data, **options,
     )  # fmt: skip
 
@@ -171,7 +171,7 @@ def _rewrite(
 ) -> Any:
     need_output(given, output)
     source = open_source(given)
-    _need_target(source, target)
+    need_target(source, target)
     samples, notes = _samples(data, source, seed)
     bench = Workbench(
         source.manifest, target, samples=samples, typical=typical, calibration=calibration,
@@ -193,6 +193,28 @@ def _rewrite(
     return (result, receipts) if return_receipts else result
 
 
+def compare_deployed(
+    checker: DifferentialChecker, source: ir.Model, outcome: Outcome, recipe: Recipe
+) -> tuple[Numerics, Verdict]:
+    """The last check: the end against the start, as deployed (onnxruntime's optimiser on).
+
+    Raises:
+        MismatchError: they differ by more than the passes may (MISMATCH_DEPLOYED).
+    """
+    kept = {r.step for r in outcome.receipts if r.status == "kept"}
+    lossy = any(p.numerics is Numerics.LOSSY and str(p) in kept for p in recipe.passes)
+    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING.on(source)
+    verdict = checker.deployed(source, outcome.model, numerics)
+    if not verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm):
+        raise MismatchError(
+            f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
+            f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
+            "Every pass alone kept its promise, so onnxruntime rewrites the result; please report it.",
+            code="MISMATCH_DEPLOYED",
+        )
+    return numerics, verdict
+
+
 def _deployed(
     checker: DifferentialChecker,
     source: Source,
@@ -201,18 +223,7 @@ def _deployed(
     target: Target,
     notes: Sequence[str],
 ) -> Receipt:
-    """The last check: the end against the start, as deployed (onnxruntime's optimiser on)."""
-    kept = {r.step for r in outcome.receipts if r.status == "kept"}
-    lossy = any(p.numerics is Numerics.LOSSY and str(p) in kept for p in recipe.passes)
-    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING.on(source.model)
-    verdict = checker.deployed(source.model, outcome.model, numerics)
-    if not verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm):
-        raise MismatchError(
-            f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
-            f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
-            "Every pass alone kept its promise, so onnxruntime rewrites the result; please report it.",
-            code="MISMATCH_DEPLOYED",
-        )
+    numerics, verdict = compare_deployed(checker, source.model, outcome, recipe)
     rel = verdict.difference.l2 if numerics.by_norm else verdict.difference.max_rel
     if target.provider == "CPUExecutionProvider":
         notes = (*notes, executed(outcome.model))
@@ -245,7 +256,12 @@ def _is_bound(node: ir.Node) -> bool:
     return node.domain not in ("", "ai.onnx") or node.op_type in OWN_IN_DEFAULT_DOMAIN
 
 
-def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
+def read_recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
+    """A recipe as it is, from its text or from a file; the default where none is given.
+
+    Raises:
+        RecipeError: it does not parse, or the file cannot be read (RECIPE_FILE).
+    """
     if given is None:
         return default
     if isinstance(given, Recipe):
@@ -262,7 +278,12 @@ def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
     return Recipe.parse(given)
 
 
-def _need_target(source: Source, target: Target) -> None:
+def need_target(source: Source, target: Target) -> None:
+    """A model that was rewritten for one target is not for another.
+
+    Raises:
+        TargetError: TARGET_MISMATCH.
+    """
     bound = source.manifest.target
     if bound not in ("portable", target.name):
         raise TargetError(

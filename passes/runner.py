@@ -46,6 +46,40 @@ class Verdict:
     """Where it was compared, if not at the outputs."""
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class Culprit:
+    """The single rewrite after which the results differ."""
+
+    pass_: Pass
+    numerics: Numerics
+    """What the pass promises on that model."""
+    rewrite: Rewrite | None
+    """Its place, where the pass told one."""
+    number: int
+    """Which of the rewrites it is, from 1."""
+    count: int
+    """How many the pass makes."""
+    before: ir.Model
+    """With one rewrite less: right."""
+    after: ir.Model
+    verdict: Verdict
+    """Of `after`, against the model before the pass."""
+
+
+@final
+class WrongRewriteError(MismatchError):
+    """A pass that moved the outputs beyond its promise, and the rewrite that did."""
+
+    def __init__(self, what: str, culprit: Culprit) -> None:
+        hint = (
+            "Leave the pass out, or go on without it by --on-mismatch rollback; "
+            "`burnish bisect` cuts out what to report."
+        )
+        super().__init__(what, hint, sizes=culprit.verdict.failed_at)
+        self.culprit = culprit
+
+
 class Checker(Protocol):
     """Compares `after` with `before` on fresh random inputs."""
 
@@ -83,7 +117,7 @@ def run_recipe(
         progress: called before each pass.
 
     Raises:
-        MismatchError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
+        WrongRewriteError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
             the single rewrite (node and value) and the sizes.
         RecipeError: `on_mismatch` is neither.
     """
@@ -191,7 +225,7 @@ class _Work:
             raise
         except Exception as error:  # a pass is anybody's code; the user learns which one failed
             raise PassError(
-                f"{_named(pass_)} failed: {type(error).__name__}: {error}.",
+                f"{named(pass_)} failed: {type(error).__name__}: {error}.",
                 "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
             ) from error
         if self._memory is not None:
@@ -204,7 +238,7 @@ class _Work:
         self._memory = remember(self.after)
 
 
-def _named(pass_: Pass) -> str:
+def named(pass_: Pass) -> str:
     """The pass in words, with the package that it is from, if that is not burnish."""
     package = package_of(type(pass_))
     return f"Pass {pass_.name!r}" + (f" of package {package}" if package else "")
@@ -243,8 +277,9 @@ def _kept(verdict: Verdict, numerics: Numerics) -> bool:
 
 def _mismatch(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict
-) -> MismatchError:
-    guilty, numerics = _bisect(pass_, current, context, check), pass_.numerics.on(current)
+) -> WrongRewriteError:
+    culprit, numerics = _bisect(pass_, current, context, check, verdict), pass_.numerics.on(current)
+    guilty = culprit.rewrite
     place = f" in the rewrite of node {guilty.node!r} (value {guilty.value!r})" if guilty else ""
     sizes = ", ".join(f"{name}={size}" for name, size in (verdict.failed_at or {}).items())
     at = f" at {sizes}" if sizes else ""
@@ -252,26 +287,27 @@ def _mismatch(
         f"output {verdict.difference.name!r} differs by {_judged(verdict, numerics):.3g}, "
         f"allowed is {numerics.tolerance:g}"
     )
-    return MismatchError(
-        f"{_named(pass_)} changed the result{place}{at}: {apart}.",
-        "Leave the pass out, or go on without it by --on-mismatch rollback; please report the model.",
-    )
+    return WrongRewriteError(f"{named(pass_)} changed the result{place}{at}: {apart}.", culprit)
 
 
-def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker) -> Rewrite | None:
+def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict) -> Culprit:
     """The first rewrite after which the results differ: prefixes of a pass are found by `limit`.
 
-    None when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end result
-    depends on more than them).
+    It has no place when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end
+    result depends on more than them).
     """
-    log = _Work(current, in_place=False).apply(pass_, context, None)
-    good, bad, numerics = 0, len(log.rewrites), pass_.numerics.on(current)
+    work, numerics = _Work(current, in_place=False), pass_.numerics.on(current)
+    rewrites = work.apply(pass_, context, None).rewrites
+    right, wrong = current, work.after
+    good, bad = 0, len(rewrites)
     while bad - good > 1:
         middle = (good + bad) // 2
         work = _Work(current, in_place=False)
         work.apply(pass_, context, middle)
-        if _kept(check(current, work.after, numerics), numerics):
-            good = middle
+        found = check(current, work.after, numerics)
+        if _kept(found, numerics):
+            good, right = middle, work.after
         else:
-            bad = middle
-    return log.rewrites[bad - 1] if log.rewrites else None
+            bad, wrong, verdict = middle, work.after, found
+    rewrite = rewrites[bad - 1] if rewrites else None
+    return Culprit(pass_, numerics, rewrite, bad, len(rewrites), right, wrong, verdict)
