@@ -84,10 +84,12 @@ def explain(recipe: Recipe, outcome: Outcome) -> Explanation:
         where = miss.node if tree.grouped_by == "nothing" else home
         told = Missed(pass_name, miss.op, miss.why)
         missed.setdefault(where, Counter())[told] += 1
-    notes = () if tree.grouped_by == "module" else (f"Layers are told apart by {_WORDS[tree.grouped_by]}.",)
+    notes = [f"Layers are told apart by {_WORDS[tree.grouped_by]}."] if tree.grouped_by != "module" else []
+    undone = [receipt.step for receipt in outcome.receipts if receipt.status == "rolled-back"]
+    notes += [f"Taken back, as it changed the result or failed: {step}." for step in undone]
     order = dict.fromkeys([*(homes[node] for node in nodes), *missed])
     label = _first_and_more if tree.grouped_by == "nothing" else folded
-    return Explanation(tree.grouped_by, tuple(_layers(order, fused, missed, label)), notes)
+    return Explanation(tree.grouped_by, tuple(_layers(order, fused, missed, label)), tuple(notes))
 
 
 _WORDS: Final[Mapping[Grouping, str]] = {

@@ -106,13 +106,17 @@ class Rule(Pass):
             return False
         if not context.permit(node):
             return False
-        chosen, match = found[reasons.index(None)]
-        maker = _Maker(self.name, scope, node, context.target)
-        taken = _taken(self.replacement, match.bindings)
-        results = maker.results(self.replacement(maker, **taken), len(chosen.outputs))
+        (chosen, match), shapes = found[reasons.index(None)], facts()
+        maker = _Maker(scope, node, context.target)
+        results = maker.results(self.replacement(maker, **ways.taken(match.bindings)), len(chosen.outputs))
         nodes = [*(each for each in chosen.nodes if each is not node), node]
+        known = [shapes[value] for value in chosen.outputs]
         scope.replace(nodes, maker.nodes, dict(zip(chosen.outputs, results, strict=True)), self.name)
         maker.import_domains()
+        for made in maker.nodes:
+            shapes.add(made)
+        for value, fact in zip(results, known, strict=True):
+            shapes[value] = fact
         return True
 
 
@@ -177,12 +181,21 @@ class Match:
 class _Ways:
     """A pattern, in every order of the operands of commutative operators."""
 
-    def __init__(self, rules: Sequence[Any], last: tuple[str, str] | None) -> None:
+    def __init__(
+        self, rules: Sequence[Any], last: tuple[str, str] | None, replacement: Callable[..., Any]
+    ) -> None:
         self._rules, self._last = rules, last
+        self._parameters = inspect.signature(replacement).parameters
+        kinds = {each.kind for each in self._parameters.values()}
+        self._takes_all = inspect.Parameter.VAR_KEYWORD in kinds
 
     def may_end_in(self, node: ir.Node) -> bool:
         """True when the last node of the pattern may be like that."""
         return self._last is None or self._last == (node.domain, node.op_type)
+
+    def taken(self, bindings: Mapping[str, Any]) -> dict[str, Any]:
+        """Of what was bound, what the replacement has a parameter for (outputs may have names, too)."""
+        return {name: v for name, v in bindings.items() if self._takes_all or name in self._parameters}
 
     def matches(self, model: ir.Model, node: ir.Node) -> Iterator[Any]:
         """onnxscript's MatchResults, where the pattern is there."""
@@ -198,13 +211,6 @@ def _know_constants(model: ir.Model) -> None:
         for node in graph:
             if is_op(node, "Constant") and node.outputs[0].const_value is None:
                 node.outputs[0].const_value = tensor_of(node.outputs[0])
-
-
-def _taken(replacement: Callable[..., Any], bindings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of what was bound, what a replacement has a parameter for (outputs of the pattern may have names)."""
-    known = inspect.signature(replacement).parameters
-    every = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
-    return {name: value for name, value in bindings.items() if every or name in known}
 
 
 def _may_change(value: object) -> bool:
@@ -223,7 +229,8 @@ def _ways(rule: Rule) -> _Ways:
         )
     known = graph.output_node.op_identifier()
     rules = written.commute() if _swaps(graph) else [written]
-    return _Ways(rules if len(rules) <= _MOST else [written], None if known is None else known[:2])
+    last = None if known is None else known[:2]
+    return _Ways(rules if len(rules) <= _MOST else [written], last, rule.replacement)
 
 
 def _swaps(graph: Iterable[Any]) -> bool:
@@ -254,8 +261,9 @@ class _StrictOps:
 class _Maker:
     """The `op` of a replacement: `op.Name(...)` makes a node and returns its value, or its values."""
 
-    def __init__(self, rule: str, scope: Scope, before: ir.Node, target: Target) -> None:
-        self._rule, self._scope, self._before = rule, scope, before
+    def __init__(self, scope: Scope, before: ir.Node, target: Target) -> None:
+        self._scope, self._before = scope, before
+        self._wish = before.outputs[0].name
         self.target = target
         self.nodes: list[ir.Node] = []
         self._domains: dict[str, int] = {}
@@ -278,7 +286,7 @@ class _Maker:
         kept = {name: value for name, value in attributes.items() if value is not None}
         node = ir.node(op_type, inputs, kept, domain=_domain, num_outputs=_outputs)
         for value in node.outputs:
-            value.name = self._scope.fresh(f"{self._rule}_{op_type}")
+            value.name = self._scope.fresh(f"{self._wish}_{op_type}")
         self.nodes.append(node)
         if _domain not in ("", "ai.onnx"):
             self._domains[_domain] = _version
@@ -288,7 +296,7 @@ class _Maker:
         if operand is None or isinstance(operand, ir.Value):
             return operand
         if isinstance(operand, np.ndarray | np.generic):
-            return self._scope.constant(self._before, f"{self._rule}_constant", np.asarray(operand))
+            return self._scope.constant(self._before, f"{self._wish}_constant", np.asarray(operand))
         raise TypeError(f"an operand is a {type(operand).__name__}: give a value, None or a numpy array")
 
     def results(self, returned: Any, count: int) -> list[ir.Value]:

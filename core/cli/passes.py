@@ -57,10 +57,14 @@ def _describe(name: str) -> dict[str, Any]:
         "summary": (inspect.getdoc(cls) or "").partition("\n")[0],
         "doc": inspect.getdoc(cls) or "",
         "options": [
-            {"name": f.name, "type": str(hints.get(f.name, f.type)), "default": f.default}
+            {"name": f.name, "type": str(hints.get(f.name, f.type)), "default": _default(f)}
             for f in dataclasses.fields(cls)
         ],
     }
+
+
+def _default(field: dataclasses.Field[Any]) -> object:
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _list(described: list[dict[str, Any]]) -> None:

@@ -1,7 +1,9 @@
 """`burnish optimize --explain`: what was fused in each layer, and why the rest was not."""
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -12,8 +14,10 @@ import burnish
 from burnish.cli import main
 from burnish.explaining import Explanation, Missed, folded
 from burnish.model import save_model, signature
+from burnish.passes.base import Context, Numerics, Pass
 from burnish.passes.drop_slower import DropSlower
 from burnish.passes.matching import MADE_BY
+from burnish.passes.recipe import Recipe
 from burnish.provenance import Origin, write_origins
 from burnish.testing import parse
 
@@ -112,6 +116,24 @@ def test_what_was_taken_back_is_said() -> None:
     assert told(model).layers[0].missed == (
         Missed("drop-slower", "Neg", "measured faster than the fused operator"),
     )
+
+
+def test_a_pass_that_was_rolled_back_is_said() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Fails(Pass):
+        """A bug."""
+
+        name: ClassVar[str] = "fails"
+        numerics: ClassVar[Numerics] = Numerics.EXACT
+
+        def rewrite(self, model: ir.Model, context: Context) -> int:
+            raise KeyError("axis")
+
+    found: list[Explanation] = []
+    burnish.optimize(
+        net(), recipe=Recipe((Fails(),)), on_mismatch="rollback", measured=False, explain=found.append
+    )
+    assert found[0].notes == ("Taken back, as it changed the result or failed: fails.",)
 
 
 @pytest.mark.parametrize(

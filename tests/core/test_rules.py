@@ -82,6 +82,13 @@ def test_a_chain_is_replaced_link_by_link() -> None:
     check_pass(FuseSilu(), text, after=["QuickGelu", "QuickGelu"], count=2)
 
 
+def test_what_is_known_of_a_value_stays_known_when_it_is_replaced() -> None:
+    model = parse(SILU.replace("y = Neg (m)", "t = Sigmoid (m)  y = Mul (m, t)"))
+    for node in model.graph:
+        node.outputs[0].type = node.outputs[0].shape = None
+    assert FuseSilu().rewrite(model, Context()) == 2
+
+
 def test_the_check_says_why_not() -> None:
     assert misses(FuseSilu(), parse(SILU.replace("float[", "double["))) == ["only float32"]
 
