@@ -6,7 +6,7 @@ import io
 import os
 import shlex
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -36,6 +36,7 @@ from burnish.workbench import Workbench
 Arrays = Mapping[str, np.ndarray]
 
 _SHOWN: Final = 40  # nodes of a small model that are written out in the report
+_FEW: Final = 8  # elements of a constant that are
 
 
 class Bisection(msgspec.Struct, frozen=True, rename={"pass_": "pass"}):
@@ -262,8 +263,15 @@ def _models(place: Place) -> list[str]:
     for title, model in (("Before:", place.before), ("After:", place.after)):
         if node_count(model) <= _SHOWN:
             nodes = [onnx.printer.to_text(node).strip() for node in ir.to_proto(model).graph.node]
-            lines += ["", title, *(f"  {line}" for text in nodes for line in text.splitlines())]
+            lines += ["", title, *_constants(model), *(f"  {x}" for text in nodes for x in text.splitlines())]
     return lines
+
+
+def _constants(model: ir.Model) -> Iterator[str]:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.size <= _FEW and tensor.dtype != ir.DataType.STRING:
+            yield f"  {name} = {tensor.dtype.name.lower()} {tensor.numpy().tolist()}"
 
 
 def _npz(arrays: Arrays) -> bytes:

@@ -146,7 +146,7 @@ def test_the_report_says_all_of_it(tmp_path: Path) -> None:
         f"Output 'x4' differs by {result.difference:.3g} at {sizes}, allowed is 0.0001.",
         f"Value 'x2' differs by {result.at_value:.3g}: 5 nodes before, 1 after.",
         f"Again: burnish bisect {tmp_path}/bug.onnx --recipe hasty-gelu --inputs {tmp_path}/bug.npz",
-        "x2 = Gelu (p2)", "onnxruntime", "p2: float32[1, 16]",
+        "x2 = Gelu (p2)", "onnxruntime", "root = float 1.41421", "p2: float32[1, 16]",
     ):  # fmt: skip
         assert said in result.report
 
@@ -200,6 +200,21 @@ def test_it_judges_on_the_inputs_that_are_given(tmp_path: Path) -> None:
     assert f"--inputs {tmp_path}/negative.npz" in wrong.stdout
     result = found(model, Recipe((ReluToAbs(),)), inputs=[{"x": ones}, {"x": -ones}])
     assert (result.value, result.sizes) == ("b", {"batch": 3, "sample": 1})
+
+
+def test_lossy_passes_are_judged_by_the_norm() -> None:
+    class Lossy(ReluToAbs):
+        """Allowed to lose something, but not that much."""
+
+        name = "lossy"
+        numerics = Numerics.LOSSY
+
+    negative = [{"x": np.array([[-1, -1, -1, 2]], np.float32)}]
+    result = found(parse(RELUS), Recipe((Lossy(),)), inputs=negative)
+    assert result.value == "b"
+    assert result.allowed == Numerics.LOSSY.tolerance
+    assert result.at_value == pytest.approx(np.sqrt(3 / 4))
+    assert result.difference == pytest.approx(np.sqrt(3 / 19))
 
 
 def test_inputs_that_do_not_fit() -> None:
