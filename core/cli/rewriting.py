@@ -87,6 +87,8 @@ def report(
 
 def _explained(explained: Explanation) -> Iterator[str]:
     yield from explained.notes
+    if not explained.layers:
+        yield "No layer has anything that was fused, or nearly."
     for layer in explained.layers:
         ops = (op if count == 1 else f"{count} {op}" for op, count in layer.fused.items())
         fused = ", ".join(op.replace("com.microsoft::", "") for op in ops)

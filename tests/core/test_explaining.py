@@ -166,6 +166,8 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert first["label"] == "model.layers.0,2.mlp.act"
     assert first["modules"] == ["model.layers.0.mlp.act", "model.layers.2.mlp.act"]
     assert data["explanation"]["layers"][2]["missed"][0]["pass"] == "fuse-gelu"
+    nothing = CliRunner().invoke(main, [*arguments[:-1], "remove-identity", "--explain"])
+    assert "No layer has anything that was fused, or nearly.\n" in nothing.stdout
     plain = CliRunner().invoke(main, [*arguments, "--json"])
     assert "explanation" not in json.loads(plain.stdout)
     assert "fuse-gelu: " in plain.stderr
