@@ -4,8 +4,8 @@ The matcher is onnxscript's (`onnxscript.rewriter.pattern`), and patterns are wr
 is replaced, and whether it may be, is burnish's business: nodes that something else uses stay, `check` says
 why not, every rewrite asks for leave, and bodies and functions are rewritten as the main graph is.
 
-burnish's own passes match on normal forms (polynomials, views of axes, masks by meaning), which patterns cannot
-say; what patterns can say is for everybody.
+burnish's own passes match on normal forms (polynomials, views of axes, masks by meaning), which patterns
+cannot say; what patterns can say is for everybody.
 """
 
 from __future__ import annotations
