@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from burnish.api import quantize as quantize
     from burnish.api import verify as verify
     from burnish.artifact import Artifact as Artifact
+    from burnish.bisecting import bisect as bisect
     from burnish.errors import BurnishError as BurnishError
     from burnish.loading import load as load
     from burnish.passes.recipe import Recipe as Recipe
@@ -29,6 +30,7 @@ _HOMES: Final = {
     "optimize": "burnish.api",
     "quantize": "burnish.api",
     "verify": "burnish.api",
+    "bisect": "burnish.bisecting",
     "diff": "burnish.structure",
     "load": "burnish.loading",
     "Artifact": "burnish.artifact",

@@ -7,7 +7,7 @@ callables, and never lets a model out that was not checked.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,6 +17,8 @@ import onnx_ir as ir
 
 from burnish.checking import DifferentialChecker, executed, runnable
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
+from burnish.explaining import Explanation
+from burnish.explaining import explain as explained
 from burnish.exporting import export as export
 from burnish.kv_cache import InPlace
 from burnish.manifest import Manifest, Receipt
@@ -25,6 +27,7 @@ from burnish.passes.base import Numerics
 from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
+from burnish.passes.third_party import package_of
 from burnish.sources import ModelLike, Source, left_out, need_output, open_source
 from burnish.target import OWN_IN_DEFAULT_DOMAIN, Target, get_target
 from burnish.versions import versions
@@ -58,6 +61,7 @@ def optimize(
         return_receipts: return `(model, receipts)` instead of the model alone.
         options: `measured` (False: nothing is timed, and `drop-slower` is left out), `typical` (sizes
             of dynamic dims to measure at), `seed`, `progress`; see `burnish.workbench.Workbench`.
+            `explain`: called with a `burnish.explaining.Explanation`, of what was fused and what not.
 
     Returns:
         A model of the kind that was given (a path: the path written).
@@ -69,7 +73,7 @@ def optimize(
     chosen = get_target(target)
     default = optimize_recipe(measured=measured and chosen.provider == "CPUExecutionProvider")
     return _rewrite(
-        model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
+        model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, **options,
     )  # fmt: skip
 
@@ -114,7 +118,7 @@ def quantize(
         )
     default = quantize_recipe(scheme, measured=measured and chosen.provider == "CPUExecutionProvider")
     return _rewrite(
-        model, chosen, _recipe(recipe, default), output=output, return_receipts=return_receipts,
+        model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, data=data, **options,
     )  # fmt: skip
 
@@ -162,11 +166,12 @@ def _rewrite(
     typical: Mapping[str, int] | None = None,
     calibration: str = "minmax",
     progress: Progress | None = None,
+    explain: Callable[[Explanation], object] | None = None,
     seed: int = 0,
 ) -> Any:
     need_output(given, output)
     source = open_source(given)
-    _need_target(source, target)
+    need_target(source, target)
     samples, notes = _samples(data, source, seed)
     bench = Workbench(
         source.manifest, target, samples=samples, typical=typical, calibration=calibration,
@@ -181,9 +186,33 @@ def _rewrite(
     )  # fmt: skip
     notes = [*notes, *left_out(source.attachments, output)]
     receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, target, notes))
-    manifest = _manifest(source, outcome, receipts, target)
+    manifest = _manifest(source, outcome, receipts, target, recipe)
+    if explain is not None:
+        explain(explained(recipe, outcome))
     result = source.give_back(outcome.model, manifest, output)
     return (result, receipts) if return_receipts else result
+
+
+def compare_deployed(
+    checker: DifferentialChecker, source: ir.Model, outcome: Outcome, recipe: Recipe
+) -> tuple[Numerics, Verdict]:
+    """The last check: the end against the start, as deployed (onnxruntime's optimiser on).
+
+    Raises:
+        MismatchError: they differ by more than the passes may (MISMATCH_DEPLOYED).
+    """
+    kept = {r.step for r in outcome.receipts if r.status == "kept"}
+    lossy = any(p.numerics is Numerics.LOSSY and str(p) in kept for p in recipe.passes)
+    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING.on(source)
+    verdict = checker.deployed(source, outcome.model, numerics)
+    if not verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm):
+        raise MismatchError(
+            f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
+            f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
+            "Every pass alone kept its promise, so onnxruntime rewrites the result; please report it.",
+            code="MISMATCH_DEPLOYED",
+        )
+    return numerics, verdict
 
 
 def _deployed(
@@ -194,18 +223,7 @@ def _deployed(
     target: Target,
     notes: Sequence[str],
 ) -> Receipt:
-    """The last check: the end against the start, as deployed (onnxruntime's optimiser on)."""
-    kept = {r.step for r in outcome.receipts if r.status == "kept"}
-    lossy = any(p.numerics is Numerics.LOSSY and str(p) in kept for p in recipe.passes)
-    numerics = Numerics.LOSSY if lossy else Numerics.ROUNDING.on(source.model)
-    verdict = checker.deployed(source.model, outcome.model, numerics)
-    if not verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm):
-        raise MismatchError(
-            f"With onnxruntime's optimiser on, output {verdict.difference.name!r} differs from the source "
-            f"at {dict(verdict.failed_at or {})}: {verdict.failure or verdict.difference.max_rel}.",
-            "Every pass alone kept its promise, so onnxruntime rewrites the result; please report it.",
-            code="MISMATCH_DEPLOYED",
-        )
+    numerics, verdict = compare_deployed(checker, source.model, outcome, recipe)
     rel = verdict.difference.l2 if numerics.by_norm else verdict.difference.max_rel
     if target.provider == "CPUExecutionProvider":
         notes = (*notes, executed(outcome.model))
@@ -216,8 +234,11 @@ def _deployed(
     )  # fmt: skip
 
 
-def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], target: Target) -> Manifest:
+def _manifest(
+    source: Source, outcome: Outcome, receipts: Sequence[Receipt], target: Target, recipe: Recipe
+) -> Manifest:
     before = source.manifest
+    theirs = [package_of(type(pass_)).partition(" ")[0] for pass_ in recipe.passes]
     kept = [r.step for r in outcome.receipts if r.status == "kept"]
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))
     model, local = outcome.model, {function.domain for function in outcome.model.functions.values()}
@@ -225,7 +246,8 @@ def _manifest(source: Source, outcome: Outcome, receipts: Sequence[Receipt], tar
     portable = not any(node.domain not in local and _is_bound(node) for node in nodes)
     return msgspec.structs.replace(
         signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
-        target="portable" if portable else target.name, versions=versions(), files={},
+        target="portable" if portable else target.name, versions=versions(list(filter(None, theirs))),
+        files={},
     )  # fmt: skip
 
 
@@ -234,7 +256,12 @@ def _is_bound(node: ir.Node) -> bool:
     return node.domain not in ("", "ai.onnx") or node.op_type in OWN_IN_DEFAULT_DOMAIN
 
 
-def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
+def read_recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
+    """A recipe as it is, from its text or from a file; the default where none is given.
+
+    Raises:
+        RecipeError: it does not parse, or the file cannot be read (RECIPE_FILE).
+    """
     if given is None:
         return default
     if isinstance(given, Recipe):
@@ -251,7 +278,12 @@ def _recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:
     return Recipe.parse(given)
 
 
-def _need_target(source: Source, target: Target) -> None:
+def need_target(source: Source, target: Target) -> None:
+    """A model that was rewritten for one target is not for another.
+
+    Raises:
+        TargetError: TARGET_MISMATCH.
+    """
     bound = source.manifest.target
     if bound not in ("portable", target.name):
         raise TargetError(

@@ -63,17 +63,28 @@ class DifferentialChecker:
             on the random ones too, where shapes and the places of NaN must fit.
         seed: of the random inputs; the same seed gives the same inputs.
         by_region: compare a model with what a pass made of it only where it was changed, if that can be.
+        cases: compare on these alone, instead of on random inputs.
     """
 
     def __init__(
-        self, interface: Manifest, *, samples: Sequence[Arrays] = (), seed: int = 0, by_region: bool = False
+        self,
+        interface: Manifest,
+        *,
+        samples: Sequence[Arrays] = (),
+        seed: int = 0,
+        by_region: bool = False,
+        cases: Sequence[Case] | None = None,
     ) -> None:
         specs = interface.inputs
-        self._interface, self._seed = interface, seed
-        self._random: list[Case] = [
-            (sizes, make_feeds(specs, sizes, seed=seed + number))
-            for number, sizes in enumerate(assignments(specs, interface.dims))
-        ]
+        self._interface, self._seed, self._given = interface, seed, cases is not None
+        self._random: list[Case] = (
+            [
+                (sizes, make_feeds(specs, sizes, seed=seed + number))
+                for number, sizes in enumerate(assignments(specs, interface.dims))
+            ]
+            if cases is None
+            else list(cases)
+        )
         self._real: list[Case] = [
             ({f"sample {number}": 1}, feeds) for number, feeds in enumerate(samples[:8])
         ]
@@ -100,10 +111,23 @@ class DifferentialChecker:
         """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
         return self._compare(original, result, numerics, deployed=True)
 
+    def cases(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> list[Case]:
+        """What the two are compared on, as `before` takes it; those that are judged by come first."""
+        promise = self._promise(before, after)
+        cases, _ = self._cases(numerics.by_norm and bool(self._real), promise)
+        if promise is None:
+            return cases
+        return [(sizes, promise.fit(before.metadata_props, feeds)) for sizes, feeds in cases]
+
+    def fitted(self, model: ir.Model, feeds: Arrays) -> Arrays:
+        """The same feeds as that model takes them: one that updates a cache in place wants room in it."""
+        promise = self._promise(model, model)
+        return feeds if promise is None else promise.fit(model.metadata_props, feeds)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What was not compared, and why: where the source itself does not run, and what nobody promises."""
-        few = self._dynamic and len(self._random) < _ENOUGH
+        few = self._dynamic and len(self._random) < _ENOUGH and not self._given
         short = [f"compared at {len(self._random)} assignments of the dynamic dims, {_ENOUGH} are meant"]
         return (*self._dropped, *(short if few else ()), *([_PROMISE] if self._in_place else ()))
 
@@ -112,11 +136,7 @@ class DifferentialChecker:
             return None
         if not self._runs_at_all:
             self._drop_impossible(before)
-        promise = self._promise(before, after)
-        cases, _ = self._cases(False, promise)
-        if promise is not None:
-            cases = [(sizes, promise.fit(before.metadata_props, feeds)) for sizes, feeds in cases]
-        return compare_regions(before, after, cases, tolerance)
+        return compare_regions(before, after, self.cases(before, after, Numerics.EXACT), tolerance)
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics.by_norm and bool(self._real)
@@ -175,7 +195,14 @@ class DifferentialChecker:
         if promise is not None:
             self._random = promise.cases(self._random, self._make)
         reference = judge(model)
-        possible = []
+        possible, failure = (
+            [],
+            ModelError(
+                "The model takes none of the inputs: many tokens for many rows that have a past.",
+                "Give one token for each row, or one row.",
+                code="MODEL_RUN",
+            ),
+        )
         for case in self._random:
             try:
                 reference(case[1])
@@ -185,7 +212,7 @@ class DifferentialChecker:
                 self._dropped.append(f"not compared at {sizes}, where the source fails: {_short(error.what)}")
             else:
                 possible.append(case)
-        if len(possible) < _ENOUGH:
+        if len(possible) < _ENOUGH and not self._given:
             more = _elsewhere(reference, self._interface, seed=self._seed)
             possible += itertools.islice(more, _ENOUGH - len(possible))
         if not possible:

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Final, final
 
 MODULE: Final = "burnish.module"
@@ -103,13 +104,27 @@ def home_module(found: Iterable[Origin]) -> str:
     """The path of the module where a node is counted: the deepest that holds more than half of its origins.
 
     A fused attention thus counts at its layer's attention, though it swallowed a mask of the root's too.
+    Where no layer (a module with a number) holds as much, as all share what was swallowed, it is the one that
+    holds twice as much as any other.
     """
     paths = [origin.module for origin in found]
-    held: dict[str, int] = {}
-    for path in paths:
-        for module in ancestors(path):
-            held[module] = held.get(module, 0) + 1
+    while True:
+        home = _majority(paths)
+        inside = (path.removeprefix(home).strip(".") for path in paths if _is_in(path, home))
+        below = Counter(path.partition(".")[0] for path in inside)
+        (most, count), *others = [*below.most_common(2), ("", 0)]
+        if not most.isdecimal() or count < 2 * max(0, *(number for _, number in others)):
+            return home
+        paths = [path for path in paths if _is_in(path, f"{home}.{most}".strip("."))]
+
+
+def _majority(paths: Sequence[str]) -> str:
+    held = Counter(module for path in paths for module in ancestors(path))
     return max((module for module, count in held.items() if 2 * count > len(paths)), key=len, default="")
+
+
+def _is_in(path: str, module: str) -> bool:
+    return not module or path == module or path.startswith(f"{module}.")
 
 
 def ancestors(path: str) -> list[str]:

@@ -87,7 +87,12 @@ class Miss:
     """A place where a pattern nearly fitted, and why it did not fire."""
 
     node: str
+    """Name of the node (or its op type when it has none)."""
     why: str
+    value: str = "?"
+    """Name of the first value that the node makes."""
+    op: str = ""
+    """The node's op type; empty where the place is a value."""
 
 
 @final
@@ -129,7 +134,8 @@ class Context:
 
     def miss(self, where: ir.Node | ir.Value, why: str) -> None:
         """Record why a pattern did not fire at `where`."""
-        self.misses.append(Miss(_place(where)[0], why))
+        node, value = _place(where)
+        self.misses.append(Miss(node, why, value, where.op_type if isinstance(where, ir.Node) else ""))
 
 
 def _place(where: ir.Node | ir.Value | str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import types
 import typing
 from typing import Any, Final, Self, final
 
-from burnish.errors import RecipeError, nearest
+from burnish.errors import BurnishError, RecipeError, nearest
 from burnish.passes.base import Pass
 from burnish.passes.registry import load_pass
 
@@ -76,7 +76,16 @@ def _build(name: str, options: str) -> Pass:
                 code="RECIPE_UNKNOWN_OPTION",
             )
         values[key] = _value(f"{name}{{{key}}}", text, hints[key])
-    return cls(**values)
+    try:
+        return cls(**values)
+    except BurnishError:
+        raise
+    except Exception as error:  # the pass of a package may check its options as it likes
+        raise RecipeError(
+            f"Pass {name!r} refuses its options: {type(error).__name__}: {error}.",
+            f"Look at them by `burnish passes {name}`.",
+            code="RECIPE_OPTION_VALUE",
+        ) from error
 
 
 def _value(where: str, text: str, kind: Any) -> Any:

@@ -1,4 +1,7 @@
-"""Every pass by name: one line each, imported on use. A test walks the table."""
+"""Every pass by name: one line each, imported on use. A test walks the table.
+
+Passes of other packages come by entry points: `burnish.passes.third_party`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Final
 
 from burnish.errors import RecipeError, nearest
 from burnish.passes.base import Pass
+from burnish.passes.third_party import load_third_party, third_party
 
 # fmt: off
 PASSES: Final[dict[str, str]] = {
@@ -50,10 +54,16 @@ def load_pass(name: str) -> type[Pass]:
     """The class of a pass by name.
 
     Raises:
-        RecipeError: no pass has that name; the hint suggests the nearest.
+        RecipeError: no pass has that name; the hint suggests the nearest. Or a package took a name that is
+            taken.
+        PassError: the pass of a package cannot be imported, or is none.
     """
+    foreign = third_party()
+    if name in foreign:
+        return load_third_party(name, ours=name in PASSES)
     if name not in PASSES:
-        raise RecipeError(f"No pass named {name!r}.", nearest(name, PASSES), code="RECIPE_UNKNOWN_PASS")
+        known = (*PASSES, *foreign)
+        raise RecipeError(f"No pass named {name!r}.", nearest(name, known), code="RECIPE_UNKNOWN_PASS")
     module, _, attribute = PASSES[name].partition(":")
     cls: type[Pass] = getattr(importlib.import_module(module), attribute)
     return cls

@@ -18,10 +18,11 @@ from burnish.difference import Difference
 from burnish.errors import BurnishError, MismatchError, PassError, RecipeError, nearest
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
-from burnish.passes.base import Context, Numerics, Pass, Rewrite
+from burnish.passes.base import Context, Miss, Numerics, Pass, Rewrite
 from burnish.passes.origins import Memory, remember
 from burnish.passes.recipe import Recipe
 from burnish.passes.registry import PASSES, load_pass
+from burnish.passes.third_party import package_of
 
 _YOUNG: Final = 100_000  # new objects between two collections
 OnMismatch = Literal["refuse", "rollback"]
@@ -45,6 +46,40 @@ class Verdict:
     """Where it was compared, if not at the outputs."""
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class Culprit:
+    """The single rewrite after which the results differ."""
+
+    pass_: Pass
+    numerics: Numerics
+    """What the pass promises on that model."""
+    rewrite: Rewrite | None
+    """Its place, where the pass told one."""
+    number: int
+    """Which of the rewrites it is, from 1."""
+    count: int
+    """How many the pass makes."""
+    before: ir.Model
+    """With one rewrite less: right."""
+    after: ir.Model
+    verdict: Verdict
+    """Of `after`, against the model before the pass."""
+
+
+@final
+class WrongRewriteError(MismatchError):
+    """A pass that moved the outputs beyond its promise, and the rewrite that did."""
+
+    def __init__(self, what: str, culprit: Culprit) -> None:
+        hint = (
+            "Leave the pass out, or go on without it by --on-mismatch rollback; "
+            "`burnish bisect` cuts out what to report."
+        )
+        super().__init__(what, hint, sizes=culprit.verdict.failed_at)
+        self.culprit = culprit
+
+
 class Checker(Protocol):
     """Compares `after` with `before` on fresh random inputs."""
 
@@ -55,10 +90,11 @@ class Checker(Protocol):
 @final
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """The rewritten model and one receipt for each pass of the recipe."""
+    """The rewritten model; for each pass of the recipe one receipt, and where it did not fire."""
 
     model: ir.Model
     receipts: tuple[Receipt, ...]
+    misses: tuple[tuple[Miss, ...], ...] = ()
 
 
 def run_recipe(
@@ -81,7 +117,7 @@ def run_recipe(
         progress: called before each pass.
 
     Raises:
-        MismatchError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
+        WrongRewriteError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
             the single rewrite (node and value) and the sizes.
         RecipeError: `on_mismatch` is neither.
     """
@@ -89,16 +125,17 @@ def run_recipe(
         raise RecipeError(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
-    current, receipts = copy_model(model), []
+    current, receipts, misses = copy_model(model), [], []
     with _few_collections():
         for number, pass_ in enumerate(recipe.passes):
             if progress is not None:
                 progress(str(pass_), number, len(recipe.passes))
-            current, receipt = _step(pass_, current, context, check, on_mismatch)
+            current, receipt, missed = _step(pass_, current, context, check, on_mismatch)
             receipts.append(receipt)
+            misses.append(missed)
     if progress is not None:
         progress("done", len(recipe.passes), len(recipe.passes))
-    return Outcome(current, tuple(receipts))
+    return Outcome(current, tuple(receipts), tuple(misses))
 
 
 @contextlib.contextmanager
@@ -114,7 +151,7 @@ def _few_collections() -> Iterator[None]:
 
 def _step(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
-) -> tuple[ir.Model, Receipt]:
+) -> tuple[ir.Model, Receipt, tuple[Miss, ...]]:
     started, numerics = time.perf_counter(), pass_.numerics.on(current)
     work = _Work(current, in_place=_keeps_to_the_rules(pass_))
     try:
@@ -122,15 +159,15 @@ def _step(
     except PassError as failure:
         if on_mismatch == "refuse":
             raise
-        return work.before, _rolled_back(pass_, work.before, failure, started)
-    before, candidate = work.before, work.after
+        return work.before, _rolled_back(pass_, work.before, failure, started), ()
+    before, candidate, misses = work.before, work.after, tuple(log.misses)
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(),
         nodes_before=node_count(before), nodes_after=node_count(candidate), notes=_notes(log),
         measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
-        return before, _stamp(receipt, started, status="unchanged")
+        return before, _stamp(receipt, started, status="unchanged"), misses
     verdict = check(before, candidate, numerics)
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
@@ -138,15 +175,16 @@ def _step(
         places=verdict.places,
     )  # fmt: skip
     if _kept(verdict, numerics):
-        return candidate, receipt
+        return candidate, receipt, misses
     error = _mismatch(pass_, before, context, check, verdict)
     if on_mismatch == "refuse":
         raise error
     note = f"rolled back: {error.what}"
-    return before, _stamp(
+    receipt = _stamp(
         receipt, started, status="rolled-back", nodes_after=receipt.nodes_before,
         notes=(*receipt.notes, note),
     )  # fmt: skip
+    return before, receipt, misses
 
 
 def _rolled_back(pass_: Pass, current: ir.Model, error: PassError, started: float) -> Receipt:
@@ -187,7 +225,7 @@ class _Work:
             raise
         except Exception as error:  # a pass is anybody's code; the user learns which one failed
             raise PassError(
-                f"Pass {pass_.name!r} failed: {type(error).__name__}: {error}.",
+                f"{named(pass_)} failed: {type(error).__name__}: {error}.",
                 "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
             ) from error
         if self._memory is not None:
@@ -198,6 +236,12 @@ class _Work:
         if self.after is self.before:
             self.before = copy_model(self.after)
         self._memory = remember(self.after)
+
+
+def named(pass_: Pass) -> str:
+    """The pass in words, with the package that it is from, if that is not burnish."""
+    package = package_of(type(pass_))
+    return f"Pass {pass_.name!r}" + (f" of package {package}" if package else "")
 
 
 def _keeps_to_the_rules(pass_: Pass) -> bool:
@@ -233,8 +277,9 @@ def _kept(verdict: Verdict, numerics: Numerics) -> bool:
 
 def _mismatch(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict
-) -> MismatchError:
-    guilty, numerics = _bisect(pass_, current, context, check), pass_.numerics.on(current)
+) -> WrongRewriteError:
+    culprit, numerics = _bisect(pass_, current, context, check, verdict), pass_.numerics.on(current)
+    guilty = culprit.rewrite
     place = f" in the rewrite of node {guilty.node!r} (value {guilty.value!r})" if guilty else ""
     sizes = ", ".join(f"{name}={size}" for name, size in (verdict.failed_at or {}).items())
     at = f" at {sizes}" if sizes else ""
@@ -242,26 +287,27 @@ def _mismatch(
         f"output {verdict.difference.name!r} differs by {_judged(verdict, numerics):.3g}, "
         f"allowed is {numerics.tolerance:g}"
     )
-    return MismatchError(
-        f"Pass {pass_.name!r} changed the result{place}{at}: {apart}.",
-        "Leave the pass out, or go on without it by --on-mismatch rollback; please report the model.",
-    )
+    return WrongRewriteError(f"{named(pass_)} changed the result{place}{at}: {apart}.", culprit)
 
 
-def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker) -> Rewrite | None:
+def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict) -> Culprit:
     """The first rewrite after which the results differ: prefixes of a pass are found by `limit`.
 
-    None when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end result
-    depends on more than them).
+    It has no place when the whole pass is wrong but no prefix of its single rewrites is (a pass whose end
+    result depends on more than them).
     """
-    log = _Work(current, in_place=False).apply(pass_, context, None)
-    good, bad, numerics = 0, len(log.rewrites), pass_.numerics.on(current)
+    work, numerics = _Work(current, in_place=False), pass_.numerics.on(current)
+    rewrites = work.apply(pass_, context, None).rewrites
+    right, wrong = current, work.after
+    good, bad = 0, len(rewrites)
     while bad - good > 1:
         middle = (good + bad) // 2
         work = _Work(current, in_place=False)
         work.apply(pass_, context, middle)
-        if _kept(check(current, work.after, numerics), numerics):
-            good = middle
+        found = check(current, work.after, numerics)
+        if _kept(found, numerics):
+            good, right = middle, work.after
         else:
-            bad = middle
-    return log.rewrites[bad - 1] if log.rewrites else None
+            bad, wrong, verdict = middle, work.after, found
+    rewrite = rewrites[bad - 1] if rewrites else None
+    return Culprit(pass_, numerics, rewrite, bad, len(rewrites), right, wrong, verdict)

@@ -29,6 +29,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "diff": ("burnish.cli.diff:diff", "Show how two models differ: ops, weights, torch modules."),
     "verify": ("burnish.cli.verify:verify", "Check that two models compute the same."),
+    "bisect": ("burnish.cli.bisect:bisect", "Find the one rewrite that changes a result, as a small model."),
     "passes": ("burnish.cli.passes:passes", "List the passes, or show one with its options."),
     "doctor": (
         "burnish.cli.doctor:doctor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import click
@@ -10,6 +10,7 @@ import click
 from burnish.cli.common import console, parse_pairs
 
 if TYPE_CHECKING:
+    from burnish.explaining import Explanation
     from burnish.manifest import Receipt
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -48,8 +49,13 @@ def sizes_of(pairs: Mapping[str, str]) -> dict[str, int]:
     return {name: int(text) for name, text in pairs.items()}
 
 
-def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
-    """Print one line a pass: rewrites, nodes, largest error, seconds; then what did not fire and why."""
+def report(
+    receipts: Sequence[Receipt], output: str, explained: Explanation | None = None, *, as_json: bool
+) -> None:
+    """Print one line a pass: rewrites, nodes, largest error, seconds; then what did not fire and why.
+
+    The latter by pass, or by layer where it is `explained`.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -71,6 +77,23 @@ def report(receipts: Sequence[Receipt], output: str, *, as_json: bool) -> None:
     if idle:
         out.print(f"Nothing to do for: {', '.join(dict.fromkeys(r.step for r in idle))}", soft_wrap=True)
     for receipt in receipts:
-        for note in (*receipt.measured, *receipt.notes):
+        told = explained is not None and receipt.status != "rolled-back" and receipt.step != "deployed"
+        for note in (*receipt.measured, *(() if told else receipt.notes)):
             out.print(f"{receipt.step}: {note}", soft_wrap=True)
+    for line in () if explained is None else _explained(explained):
+        out.print(line, soft_wrap=True)
     out.print(f"Written: {output}", soft_wrap=True)
+
+
+def _explained(explained: Explanation) -> Iterator[str]:
+    yield from explained.notes
+    if not explained.layers:
+        yield "No layer has anything that was fused, or nearly."
+    for layer in explained.layers:
+        ops = (op if count == 1 else f"{count} {op}" for op, count in layer.fused.items())
+        fused = ", ".join(op.replace("com.microsoft::", "") for op in ops)
+        yield f"{layer.label or '(model)'}: {fused or 'nothing fused'}"
+        for missed in layer.missed:
+            at = f" at {missed.op}" if missed.op else ""
+            times = f" ({missed.count} ×)" if missed.count > 1 else ""
+            yield f"    {missed.pass_}{at}{times}: {missed.why}"

@@ -14,6 +14,7 @@ from burnish.provenance import (
     ancestors,
     bounded,
     common_module,
+    home_module,
     origins,
     write_origins,
 )  # fmt: skip
@@ -80,6 +81,24 @@ def test_uneven_lines_of_a_foreign_tool_are_read_as_far_as_they_go() -> None:
 )  # fmt: skip
 def test_common_module(paths: list[str], expected: str) -> None:
     assert common_module(map(Origin, paths)) == expected
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        ([], ""),
+        ([""], ""),
+        (["a.b"], "a.b"),
+        (["a", ""], ""),
+        (["layers.0.up", "layers.0"], "layers.0"),
+        (["n.layers.0.up", "n.layers.0.act", "n.mask"], "n.layers.0"),
+        (["l.0.attn"] * 4 + ["l.1.attn", "l.2.attn", "l.3.attn", "", "", ""], "l.0.attn"),
+        (["l.0.attn"] * 3 + ["l.1.attn"] * 2 + ["l.2.attn"], "l"),
+        (["attn.q", "attn.k", "attn.v", "attn.q"], "attn"),
+    ],
+)
+def test_home_module(paths: list[str], expected: str) -> None:
+    assert home_module(map(Origin, paths)) == expected
 
 
 def test_ancestors() -> None:
