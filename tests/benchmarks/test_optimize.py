@@ -184,6 +184,11 @@ def test_a_process_is_killed_with_what_it_started() -> None:
     assert (ended.said, ended.failure) == ("begun\n", "no result in 1 s")
 
 
+def test_of_a_traceback_the_line_that_names_the_error_is_kept() -> None:
+    code = "raise SystemError('No kernel for Foo.\\nInstall something else.')"
+    assert children.run([sys.executable, "-c", code], limit_s=30).failure == "SystemError: No kernel for Foo."
+
+
 def test_the_table_is_of_forty_models_and_more() -> None:
     exports = {each.origin.kind for each in SUBJECTS.values() if isinstance(each.origin, Export)}
     assert len(SUBJECTS) >= 40
