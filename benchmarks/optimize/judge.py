@@ -16,7 +16,7 @@ import onnxruntime as ort
 from burnish.benchmarks.optimize.children import module, run
 from burnish.benchmarks.optimize.rows import Row
 from burnish.checking import DifferentialChecker
-from burnish.model import node_count
+from burnish.model import histogram, node_count
 from burnish.passes.base import Numerics
 from burnish.sources import open_source
 
@@ -26,6 +26,7 @@ class Judgement(msgspec.Struct):
 
     path: str
     nodes: int | None = None
+    ops: dict[str, int] = {}
     valid: bool = False
     equal: bool = False
     error: float | None = None
@@ -60,7 +61,7 @@ def judge_all(source: Path, results: Mapping[str, Path], rows: Mapping[str, Row]
 
 
 def _enter(found: Judgement, row: Row) -> None:
-    row.nodes, row.valid, row.equal = found.nodes, found.valid, found.equal
+    row.nodes, row.ops, row.valid, row.equal = found.nodes, found.ops, found.valid, found.equal
     row.error, row.failure = found.error, found.failure
 
 
@@ -81,7 +82,7 @@ def _judge(found: Judgement, original: ir.Model, checker: DifferentialChecker) -
     _load(found.path)
     found.valid = True
     result = ir.load(found.path)
-    found.nodes = node_count(result)
+    found.nodes, found.ops = node_count(result), histogram(result)
     numerics = Numerics.ROUNDING.on(original)
     verdict = checker(original, result, numerics)
     found.compared, found.failure = len(verdict.assignments), verdict.failure

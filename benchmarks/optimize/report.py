@@ -118,12 +118,13 @@ def _nodes(summary: Summary) -> Iterator[str]:
                 f"{each.theirs:.0f}",
                 each.peer,
                 f"{each.ours - each.theirs:+.0f}",
+                ", ".join(each.more),
             )
             for each in found
             if each.ours >= each.theirs
         ]
         if behind:
-            yield _table(("model", way, "best peer", "which", "difference"), behind)
+            yield _table(("model", way, "best peer", "which", "difference", "more of"), behind)
 
 
 def _speed(summary: Summary) -> Iterator[str]:

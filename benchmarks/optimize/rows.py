@@ -17,6 +17,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     tool: str
     nodes: int | None = None
     """Left, those in subgraphs and functions included."""
+    ops: dict[str, int] = {}
+    """How many of each operator."""
     valid: bool = False
     """onnxruntime loads it, its own optimiser off."""
     equal: bool = False

@@ -51,6 +51,8 @@ class Beside(NamedTuple):
     ours: float
     theirs: float
     peer: str
+    more: tuple[str, ...] = ()
+    """Operators that burnish has more of than that peer, and by how many: `Add +63`."""
 
 
 @final
@@ -128,8 +130,16 @@ class Summary:
                 if peer is not None and peer.right and (value := figure(peer)) is not None
             ]
             if row.right and own is not None and peers:
-                found.append(Beside(result.model, own, *best(peers)))
+                value, tool = best(peers)
+                found.append(Beside(result.model, own, value, tool, _more(row, result.row(tool))))
         return found
+
+
+def _more(ours: Row, theirs: Row | None) -> tuple[str, ...]:
+    """The operators of which there are most too many, four at most."""
+    other = theirs.ops if theirs is not None else {}
+    apart = {op: count - other.get(op, 0) for op, count in ours.ops.items()}
+    return tuple(f"{op} +{apart[op]}" for op in sorted(apart, key=apart.__getitem__)[:-5:-1] if apart[op] > 0)
 
 
 def exported(result: Result) -> int | None:

@@ -14,12 +14,12 @@ from burnish.benchmarks.optimize.tools import ALONE, OURS
 
 def right(tool: str, nodes: int, speedup: float, seconds: float = 1.0, peak_mb: float = 400.0) -> Row:
     return Row(
-        tool, nodes, True, True, 1e-7, "", seconds, peak_mb, 10 / speedup, 11 / speedup, speedup, speedup
+        tool, nodes, {}, True, True, 1e-7, "", seconds, peak_mb, 10 / speedup, 11 / speedup, speedup, speedup
     )
 
 
 def result(model: str, family: str, ours: Row, *peers: Row, size: int = 100 * 2**20) -> Result:
-    source = Row(SOURCE, 100, True, True, 0.0, min_ms=10.0, p50_ms=11.0, speedup=1.0, p50_speedup=1.0)
+    source = Row(SOURCE, 100, {}, True, True, 0.0, min_ms=10.0, p50_ms=11.0, speedup=1.0, p50_speedup=1.0)
     return Result(model, family, size, {"batch": 1}, 4, rows=[source, *peers, ours])
 
 
@@ -31,15 +31,20 @@ def results() -> list[Result]:
     )  # fmt: skip
     bert.rows.append(right(ALONE, 50, 1.0, 1.0, 500.0))
     resnet = result("resnet-50", "convolution", right("burnish", 90, 0.9), right("onnxsim", 85, 1.0, 2.0))
-    wrong = Row("onnxoptimizer", 10, True, False, None, "differs | at y", 1.0, 100.0)
+    wrong = Row("onnxoptimizer", 10, {}, True, False, None, "differs | at y", 1.0, 100.0)
     resnet.rows.append(wrong)
+    ours, peer = resnet.row("burnish"), resnet.row("onnxsim")
+    assert ours is not None
+    assert peer is not None
+    ours.ops, peer.ops = {"Conv": 53, "Add": 30, "Relu": 7}, {"Conv": 53, "Add": 20, "Gemm": 1}
     return [bert, resnet]
 
 
 def test_the_best_peer_is_one_that_is_right(results: list[Result]) -> None:
     assert Summary.of(results).nodes("burnish") == [
-        Beside("bert-base", 50, 60, "onnxscript"), Beside("resnet-50", 90, 85, "onnxsim")
-    ]  # fmt: skip
+        Beside("bert-base", 50, 60, "onnxscript"),
+        Beside("resnet-50", 90, 85, "onnxsim", ("Add +10", "Relu +7")),
+    ]
     assert Summary.of(results).speed()[0] == Beside("bert-base", 1.3, 1.1, "onnxscript")
 
 
@@ -59,7 +64,7 @@ def test_every_acceptance_number_is_met_or_not(results: list[Result]) -> None:
 
 
 def test_what_is_not_equal_is_not_met() -> None:
-    bad = Row("burnish", 5, True, False, None, "differs at y", 1.0, 100.0)
+    bad = Row("burnish", 5, {}, True, False, None, "differs at y", 1.0, 100.0)
     found = claims(Summary.of([result("m", "other", bad)]))
     assert (found[0].figure, found[0].met) == ("0 of 1", False)
 
@@ -82,7 +87,7 @@ def test_the_report_says_where_it_is_behind(results: list[Result]) -> None:
     results.append(Result("gpt2", "transformer", failure="not exported: no"))
     text = "\n".join(markdown(results))
     assert "| fewer nodes than the best peer | on 1 of 2 | ≥ 90 % | **not met** |" in text
-    assert "| resnet-50 | 90 | 85 | onnxsim | +5 |" in text
+    assert "| resnet-50 | 90 | 85 | onnxsim | +5 | Add +10, Relu +7 |" in text
     assert "Slower than the raw file: resnet-50 (0.90 ×)." in text
     assert "| onnxsim | 2 | 2 | 2 | 2 | 82 % | 1.00 | 2.83 |" in text
     assert "| OnnxSlim | bert-base | no result in 900 s |" in text
