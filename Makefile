@@ -1,5 +1,5 @@
-# make demo | test | setup | test-all | lint | bench | bench-decode | bench-export | bench-export-memory |
-# bench-scale. Everything is set up on first use; nothing is assumed installed but Python 3.11 and access to PyPI.
+# make demo | test | setup | test-all | lint | bench | bench-optimize | bench-decode | bench-export |
+# bench-export-memory | bench-scale. Everything is set up on first use; nothing is assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
@@ -16,7 +16,7 @@ SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o 
 EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
-.PHONY: setup demo test test-all lint bench bench-decode bench-export bench-export-memory bench-scale clean
+.PHONY: setup demo test test-all lint bench bench-optimize bench-decode bench-export bench-export-memory bench-scale clean
 
 setup: $(VENV)/.wheel
 
@@ -59,8 +59,14 @@ lint: setup
 	@.venv-peers/bin/pip install --quiet --progress-bar off --no-deps -r requirements/peers.txt 2> >(grep -v "is ignored: it is neither" >&2)
 	@touch $@
 
+# burnish's optimiser beside six peers, on MiniLM alone: minutes. The report is build/bench/optimize.md.
 bench: setup .venv-peers/.requirements
-	@$(BIN)/python -P -m burnish.benchmarks --peers .venv-peers/bin/python --output build/bench
+	@$(BIN)/python -P -m burnish.benchmarks.optimize --peers .venv-peers/bin/python --only 'minilm-*' --output build/bench
+
+# The same on fifty real-size models: hours on two cores. What is done is kept in build/bench-optimize and not
+# done again. OPTIMIZE_OPTIONS="--only 'ocr*' --force" does some of it again.
+bench-optimize: setup .venv-peers/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks.optimize --peers .venv-peers/bin/python --results benchmarks/results $(OPTIMIZE_OPTIONS)
 
 # SmolLM2 from GGUF and Whisper tiny.en: what the exported graphs write and hear beside PyTorch.
 bench-decode: setup

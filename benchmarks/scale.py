@@ -18,6 +18,7 @@ from typing import Final
 import click
 import msgspec
 import onnx
+import onnx_ir as ir
 
 from burnish.benchmarks.layered import make_model
 from burnish.benchmarks.measure import machine, versions
@@ -49,21 +50,28 @@ def optimise(path: Path, *, checked: bool) -> Cost:
     """Load and optimise a model by the default recipe (nothing timed), in this process."""
     import time
 
-    from burnish.benchmarks.peer_runner import peak_mb
+    from burnish.benchmarks.optimize.peer_runner import peak_mb
+    from burnish.model import node_count
+
+    start = time.perf_counter()
+    model, result = rewrite(path, checked=checked)
+    seconds = time.perf_counter() - start
+    return Cost(node_count(model), node_count(result), checked, seconds, peak_mb())
+
+
+def rewrite(path: Path, *, checked: bool) -> tuple[ir.Model, ir.Model]:
+    """A model, and what the default recipe (nothing timed) makes of it: every pass checked, or none."""
     from burnish.checking import DifferentialChecker
     from burnish.difference import Difference
-    from burnish.model import load_model, node_count, signature
+    from burnish.model import load_model, signature
     from burnish.passes.base import Context
     from burnish.passes.recipes import optimize_recipe
     from burnish.passes.runner import Verdict, run_recipe
 
-    start = time.perf_counter()
     model = load_model(path)
     trusting = Verdict(Difference())
     check = DifferentialChecker(signature(model), by_region=True) if checked else lambda *_: trusting
-    outcome = run_recipe(optimize_recipe(measured=False), model, Context(), check)
-    seconds = time.perf_counter() - start
-    return Cost(node_count(model), node_count(outcome.model), checked, seconds, peak_mb())
+    return model, run_recipe(optimize_recipe(measured=False), model, Context(), check).model
 
 
 def _in_a_process(path: Path, *, checked: bool) -> Cost:

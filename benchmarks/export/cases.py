@@ -6,11 +6,14 @@ import dataclasses
 import fnmatch
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from burnish.benchmarks.export import zoo
 from burnish.exporter.dims import Assumed
 from burnish.exporter.example_inputs import make_examples
+
+if TYPE_CHECKING:
+    from burnish.benchmarks.export.handmade import Made
 
 Group = Literal["transformers", "hand-made"]
 HAND_MADE: Final = "hand-made"
@@ -71,19 +74,20 @@ def load(name: str, folder: Path) -> Loaded:
     """
     group, _, kind = name.partition("/")
     if group == HAND_MADE:
-        return _hand_made(name, kind)
-    return _of_transformers(zoo.Architecture(kind, group), folder)
+        from burnish.benchmarks.export.handmade import HANDMADE
+
+        return hand_made(name, HANDMADE[kind]())
+    return of_transformers(zoo.Architecture(kind, group), folder)
 
 
-def _hand_made(name: str, kind: str) -> Loaded:
-    from burnish.benchmarks.export.handmade import HANDMADE
-
-    made = HANDMADE[kind]()
+def hand_made(name: str, made: Made) -> Loaded:
+    """A network written by hand, as a case."""
     sizes = {dim: _sizes(dim) for axes in made.dynamic.values() for dim in axes.values()} | dict(made.sizes)
     return Loaded(name, made.module.eval(), dict(made.inputs), made.dynamic, sizes)
 
 
-def _of_transformers(case: zoo.Architecture, folder: Path) -> Loaded:
+def of_transformers(case: zoo.Architecture, folder: Path) -> Loaded:
+    """An architecture, written to `folder` and read back, as a case."""
     notes = zoo.save(case, folder)
     module = zoo.read(case, folder)
     form = case.form

@@ -1,6 +1,6 @@
-"""The architectures of the table: which, for which task, made small with random weights, as folders.
+"""The architectures of the table: which, for which task, with random weights, as folders; small by default.
 
-Each is what `transformers` itself builds from the small configuration; a folder is what a user has:
+Each is what `transformers` itself builds from the configuration; a folder is what a user has:
 config.json and model.safetensors.
 """
 
@@ -90,6 +90,8 @@ class Architecture:
     kind: str
     """transformers' `model_type`."""
     task: str
+    fields: Mapping[str, Any] | None = dataclasses.field(default=None, hash=False)
+    """None: made small. Else as large as it is: transformers' own configuration with these fields."""
 
     @property
     def name(self) -> str:
@@ -110,25 +112,37 @@ def architectures(*, more: bool = False) -> Iterator[Architecture]:
 
 
 def build(case: Architecture) -> tuple[Any, tuple[str, ...]]:
-    """A small model with random weights, the same every time, in eval mode; and what to know about it.
+    """A model with random weights, the same every time, in eval mode; and what to know about it.
 
     Raises:
-        ValueError, TypeError …: transformers refuses the small configuration.
+        ValueError, TypeError …: transformers refuses the configuration.
         ImportError: the architecture needs a package that is not installed.
     """
-    transformers = need("transformers")
-    given: dict[str, Any] = dict(OVERRIDES.get(case.kind, {}))
     loader = loader_of(TASKS[case.task], {"model_type": case.kind})
     torch.manual_seed(0)
     with quiet():
-        config = small(transformers.CONFIG_MAPPING[case.kind], given)
+        config = configure(case)
         config.architectures = config.architectures or []  # None breaks classes with two heads (deit, levit)
         model = loader.from_config(config).eval()
     decodes = case.form in ("decoder", "encoder-decoder") and hasattr(model, "generate")
     text = case.form == "decoder" or case.task == "text2text-generation"
     start = None if case.form == "decoder" else 0
-    note = enliven(model, decodes=decodes and text, start=start)
+    # At its real size decoding is neither judged nor quick.
+    note = enliven(model, decodes=decodes and text and case.fields is None, start=start)
     return model, (note,) if note else ()
+
+
+def configure(case: Architecture) -> Any:
+    """The configuration that a case is built from.
+
+    Raises:
+        KeyError: transformers has no such model type.
+        ValueError, TypeError …: it refuses the fields.
+    """
+    kind = need("transformers").CONFIG_MAPPING[case.kind]
+    if case.fields is not None:
+        return kind(**case.fields)
+    return small(kind, dict(OVERRIDES.get(case.kind, {})))
 
 
 def save(case: Architecture, folder: Path) -> tuple[str, ...]:

@@ -1,0 +1,58 @@
+"""burnish as `peer_runner` runs the others: `… self_runner WAY IN.onnx OUT.onnx SIZES` prints a JSON line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from burnish.benchmarks.optimize.peer_runner import timed
+
+Sizes = Mapping[str, int]
+
+
+def _measured(source: str, output: str, sizes: Sizes) -> None:
+    import burnish
+
+    burnish.optimize(source, output=output, typical=sizes)
+
+
+def _unmeasured(source: str, output: str, sizes: Sizes) -> None:
+    import burnish
+
+    burnish.optimize(source, output=output, measured=False, typical=sizes)
+
+
+def _alone(source: str, output: str, _sizes: Sizes) -> None:
+    from burnish.benchmarks.scale import rewrite
+    from burnish.model import save_model, signature
+
+    _, result = rewrite(Path(source), checked=False)
+    save_model(result, output, signature(result))
+
+
+WAYS: Final[Mapping[str, Callable[[str, str, Sizes], None]]] = {
+    "burnish": _measured,
+    "burnish, not measured": _unmeasured,
+    "burnish, passes alone": _alone,
+}
+"""How burnish optimises: by default; with every pass checked and nothing timed; with neither."""
+
+
+def main(way: str, source: str, output: str, sizes: str) -> None:
+    """Optimise, save, and print seconds and peak memory."""
+    given = msgspec.json.decode(sizes, type=dict[str, int])
+    optimise = WAYS[way]
+    print(
+        timed(
+            lambda model, made: optimise(model, made, given), source, output,
+            first=lambda model, made: optimise(model, made, {}),
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

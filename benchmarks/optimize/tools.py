@@ -1,0 +1,54 @@
+"""The tools: each optimises a model in a process of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from burnish.benchmarks.optimize import peer_runner
+from burnish.benchmarks.optimize.children import module, run, script
+from burnish.benchmarks.optimize.rows import Row
+from burnish.benchmarks.optimize.self_runner import WAYS
+from burnish.benchmarks.optimize.table import Subject
+
+PEERS: Final = tuple(peer_runner.TOOLS)
+OURS: Final = tuple(WAYS)
+ALONE: Final = OURS[-1]
+"""What it makes is what is made with checking; it is not timed."""
+
+
+class Cost(msgspec.Struct):
+    """What a run of a tool says of itself."""
+
+    seconds: float
+    peak_mb: float
+
+
+def optimise(tool: str, subject: Subject, source: Path, output: Path, *, python: Path | None,
+             limit_s: float) -> Row:  # fmt: skip
+    """Let one tool make `output` of `source`; the row says what it cost, or why there is no output.
+
+    Args:
+        tool: one of `PEERS` or `OURS`.
+        subject: what `source` is.
+        source: the model.
+        output: where the result goes.
+        python: of the peers' environment; only peers need it.
+        limit_s: seconds after which the tool is killed.
+    """
+    if tool in WAYS:
+        sizes = msgspec.json.encode(dict(subject.sizes)).decode()
+        command = module("burnish.benchmarks.optimize.self_runner", tool, str(source), str(output), sizes)
+    elif python is None:
+        return Row(tool, failure="not installed: give its Python with --peers")
+    else:
+        command = script(python, peer_runner.__file__, tool, str(source), str(output), subject.ort_type)
+    ended = run(command, limit_s=limit_s)
+    cost = next(ended.answers(Cost), None)
+    if ended.failure or cost is None:
+        return Row(tool, failure=ended.failure or "said nothing")
+    if not output.is_file():
+        return Row(tool, failure="wrote no model")
+    return Row(tool, seconds=cost.seconds, peak_mb=cost.peak_mb)
