@@ -27,6 +27,7 @@ from burnish.passes.matching import (
 )
 
 _OPSET: Final = 23  # RotaryEmbedding is standard from here on
+_OLDEST: Final = 15  # from here on Shape reads some sizes only, and Reshape takes a size of 0
 _HEADS_BACK: Final = (0, 2, 1, 3)
 _ELEMENTWISE: Final = ("Cast", "Cos", "Identity", "Sin")
 
@@ -56,7 +57,7 @@ class FuseRotary(Pass):
     hidden], and their Transposes go.
 
     Cosines and sines must provably have the batch and the sequence of what they are multiplied with: the
-    kernels do not broadcast.
+    kernels do not broadcast. onnxruntime's refuses an empty batch (it fails and computes nothing wrong).
     """
 
     name: ClassVar[str] = "fuse-rotary"
@@ -99,6 +100,8 @@ def _refusal(found: _Match, scope: Scope, context: Context) -> str | None:
     domain = "" if scope.opset >= _OPSET else CONTRIB
     if not context.target.has_kernel(domain, "RotaryEmbedding"):
         return f"target {context.target.name} has no kernel for {domain or 'ai.onnx'}::RotaryEmbedding"
+    if scope.opset < _OLDEST:
+        return f"numbering the tokens needs opset {_OLDEST}; this graph has {scope.opset}"
     if found.x.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"RotaryEmbedding takes float32 or float16, not {found.x.dtype}"
     if {found.cos.dtype, found.sin.dtype} != {found.x.dtype}:
@@ -313,7 +316,9 @@ class _Tables:
             count = self._after(sizes, "ReduceProd", [sizes], "count", keepdims=0)
             zero, one = (self._number(table, number) for number in (0, 1))
             numbers = self._after(count, "Range", [zero, count, one], "numbers")
-            self._positions[table] = self._after(numbers, "Reshape", [numbers, sizes], "rows_of_tokens")
+            self._positions[table] = self._after(
+                numbers, "Reshape", [numbers, sizes], "rows_of_tokens", allowzero=1
+            )
             for value in (sizes, count, numbers, self._positions[table]):
                 value.dtype = ir.DataType.INT64
         return self._positions[table]

@@ -2,8 +2,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from burnish.model import to_bytes
 from burnish.passes.base import Context
 from burnish.passes.fusion.fuse_rotary import FuseRotary
+from burnish.runtime.reference import Reference
 from burnish.target import TARGETS
 from burnish.testing import check_pass, parse
 
@@ -173,6 +175,23 @@ def test_a_target_without_the_kernel_keeps_the_arithmetic() -> None:
     nodes, context = FORMS["slices"], Context(target=TARGETS["openvino"])
     check_pass(FuseRotary(), graph(nodes), count=0, weights=used(nodes), context=context)
     assert context.misses[0].why == "target openvino has no kernel for com.microsoft::RotaryEmbedding"
+
+
+def test_an_old_opset_keeps_the_arithmetic() -> None:
+    """Found by `make fuzz-graphs`: Shape has no `start` there."""
+    context = Context()
+    check_pass(
+        FuseRotary(), graph(FORMS["slices"]), count=0, opset=13, weights=used(FORMS["slices"]), context=context
+    )
+    assert context.misses[0].why == "numbering the tokens needs opset 15; this graph has 13"
+
+
+def test_no_tokens_at_all() -> None:
+    """Found by `make fuzz-graphs`: a Reshape that takes 0 for "as it was"."""
+    model = parse(graph(FORMS["slices"]), opset=20, weights=used(FORMS["slices"]))
+    assert FuseRotary().rewrite(model, Context()) == 1
+    feeds = {"x": np.zeros((2, HEADS, 0, SIZE), np.float32), "a": np.zeros((2, 0, SIZE // 2), np.float32)}
+    assert Reference(to_bytes(model))(feeds)["y"].shape == (2, HEADS, 0, SIZE)
 
 
 ALMOST = {
