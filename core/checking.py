@@ -117,7 +117,8 @@ class DifferentialChecker:
         cases, _ = self._cases(numerics.by_norm and bool(self._real), promise)
         if promise is None:
             return cases
-        return [(sizes, promise.fit(before.metadata_props, feeds)) for sizes, feeds in cases]
+        own = self._promise(before, before) or promise
+        return [(sizes, own.fit(before.metadata_props, feeds)) for sizes, feeds in cases]
 
     def fitted(self, model: ir.Model, feeds: Arrays) -> Arrays:
         """The same feeds as that model takes them: one that updates a cache in place wants room in it."""

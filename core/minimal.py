@@ -102,11 +102,12 @@ def _differing(before: ir.Model, after: ir.Model, feeds: Arrays, promise: Promis
     apart: frozenset[str] = frozenset()
     last: Place | None = None
     for _ in range(_ROUNDS):
-        places = list(_places(Regions(before, after, apart), feeds))
+        cut = _Cut(Regions(before, after, apart), feeds)
+        places = list(cut.places())
         wrong = [place for place in places if not promise.kept(place)]
         plain = [p for p in wrong if (p.failure if promise.fails else not (p.failure or p.reshaped))]
         if plain:
-            return plain[0]
+            return cut.together(plain[0])
         if not wrong:
             most = max(places, key=promise.judged, default=None)
             return most if most is not None and most.difference.max_abs > 0 else last
@@ -118,28 +119,71 @@ def _differing(before: ir.Model, after: ir.Model, feeds: Arrays, promise: Promis
     return last
 
 
-def _places(regions: Regions, feeds: Arrays) -> Iterator[Place]:
-    """Every changed value, in the order in which they are computed."""
-    order = {name: number for number, name in enumerate(regions.before.computed)}
-    changed = sorted(regions.all, key=lambda region: order.get(region.root, -1))
-    starts = {region.root: _starts(regions, region) for region in changed}
-    computed = regions.before.computed.keys()
-    needed = sorted({name for root, leaves in starts.items() for name in (root, *leaves)} & computed)
-    values = dict(feeds) | dict(judge(expose(regions.before.model, needed))(feeds, needed))
-    values |= {name: tensor.numpy() for name, tensor in regions.before.constants.items() if name in starts}
-    for region in changed:
-        leaves = starts[region.root]
-        if all(isinstance(values.get(name), np.ndarray) for name in (region.root, *leaves)):
-            yield _place(regions, region.root, {name: values[name] for name in leaves}, values[region.root])
+@final
+class _Cut:
+    """The changed values of a model, each with what it is computed from, and the arrays of all of them.
 
+    Raises:
+        ModelError: the model before does not run.
+    """
 
-def _starts(regions: Regions, region: Region) -> list[str]:
-    """The values that both computations start from."""
-    after = [name for name in region.leaves if name not in regions.after.constants]
-    before = _bounds(regions.before, region.root, after, most=_FEW)
-    if before is None:
-        before = _bounds(regions.before, region.root, regions.cuts, most=None)
-    return sorted({*after, *(before or ())})
+    def __init__(self, regions: Regions, feeds: Arrays) -> None:
+        self._regions = regions
+        before = regions.before
+        order = {name: number for number, name in enumerate(before.computed)}
+        changed = sorted(regions.all, key=lambda region: order.get(region.root, -1))
+        self._changed = {region.root: region for region in changed}
+        self._starts = {region.root: self._start(region) for region in changed}
+        named = {name for root, starts in self._starts.items() for name in (root, *starts)}
+        needed = sorted(named & before.computed.keys())
+        self._values = dict(feeds) | dict(judge(expose(before.model, needed))(feeds, needed))
+        held = named & before.constants.keys()
+        self._values |= {name: before.constants[name].numpy() for name in held}
+
+    def places(self) -> Iterator[Place]:
+        """Every changed value, in the order in which they are computed."""
+        for root, starts in self._starts.items():
+            if all(isinstance(self._values.get(name), np.ndarray) for name in (root, *starts)):
+                yield self._place([root], starts)
+
+    def together(self, place: Place) -> Place:
+        """The same with the other values that the new nodes there make, where that shows the same."""
+        nodes = set(self._changed[place.value].nodes)
+        others = [root for root, region in self._changed.items() if nodes & {*region.nodes}]
+        roots = [place.value, *(root for root in others if root != place.value)]
+        starts = sorted({name for root in roots for name in self._starts[root]} - {*roots})
+        both = self._regions.before.computed.keys() & self._regions.after.computed.keys()
+        plain = both.issuperset(roots) and all(isinstance(self._values[name], np.ndarray) for name in roots)
+        if len(roots) == 1 or not plain:
+            return place
+        found = self._place(roots, starts)
+        return found if found.difference == place.difference else place
+
+    def _start(self, region: Region) -> list[str]:
+        """The values that both computations start from."""
+        sides = self._regions.before, self._regions.after
+        after = [name for name in region.leaves if name not in sides[1].constants]
+        before = _bounds(sides[0], region.root, after, most=_FEW)
+        if before is None:
+            before = _bounds(sides[0], region.root, self._regions.cuts, most=None)
+        return sorted({*after, *(before or ())})
+
+    def _place(self, roots: Sequence[str], starts: Sequence[str]) -> Place:
+        """What computes the values `roots`, before and after; the first is compared."""
+        inputs, value = {name: self._values[name] for name in starts}, roots[0]
+        expected = {root: self._values[root] for root in roots}
+        before, after = (
+            _part(side, inputs, expected) for side in (self._regions.before, self._regions.after)
+        )
+        judge(before)(inputs)
+        try:
+            actual = judge(after)(inputs)[value]
+        except ModelError as error:
+            nowhere = Difference(value, math.inf, math.inf, math.inf)
+            return Place(value, before, after, inputs, nowhere, failure=error.what)
+        apart = difference(value, expected[value], actual)
+        reshaped = expected[value].shape != actual.shape or expected[value].dtype != actual.dtype
+        return Place(value, before, after, inputs, apart, reshaped=reshaped)
 
 
 def _bounds(side: Side, root: str, stop: Collection[str], *, most: int | None) -> list[str] | None:
@@ -164,27 +208,15 @@ def _bounds(side: Side, root: str, stop: Collection[str], *, most: int | None) -
     return list(found)
 
 
-def _place(regions: Regions, root: str, inputs: Arrays, expected: np.ndarray) -> Place:
-    before, after = (_part(side, root, inputs, expected) for side in (regions.before, regions.after))
-    judge(before)(inputs)
-    try:
-        actual = judge(after)(inputs)[root]
-    except ModelError as error:
-        nowhere = Difference(root, math.inf, math.inf, math.inf)
-        return Place(root, before, after, inputs, nowhere, failure=error.what)
-    apart = difference(root, expected, actual)
-    reshaped = expected.shape != actual.shape or expected.dtype != actual.dtype
-    return Place(root, before, after, inputs, apart, reshaped=reshaped)
-
-
-def _part(side: Side, root: str, inputs: Arrays, expected: np.ndarray) -> ir.Model:
-    """What computes a value from others, as a model of its own; all inputs have the sizes given."""
+def _part(side: Side, inputs: Arrays, outputs: Arrays) -> ir.Model:
+    """What computes values from others, as a model of its own; inputs have the sizes given."""
     model = copy_model(side.model)
     names = [name for name in inputs if name in side.computed or name in side.inputs]
-    if root in side.computed:
-        graph = ir.convenience.extract(model.graph, names, [root])
+    if not outputs.keys() & side.constants.keys():
+        graph = ir.convenience.extract(model.graph, names, list(outputs))
     else:
-        graph = _constant(root, side.constants[root], model.graph.opset_imports)
+        (name,) = outputs
+        graph = _constant(name, side.constants[name], model.graph.opset_imports)
     for name in sorted(graph.initializers):  # extract leaves them in any order
         graph.initializers[name] = graph.initializers.pop(name)
     known = {value.name for value in graph.inputs}
@@ -193,8 +225,9 @@ def _part(side: Side, root: str, inputs: Arrays, expected: np.ndarray) -> ir.Mod
         array = inputs[value.name or ""]
         value.shape, value.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
     for value in graph.outputs:
-        value.type = value.type or ir.TensorType(ir.DataType.from_numpy(expected.dtype))
-        value.shape = value.shape or ir.Shape([None] * expected.ndim)
+        array = outputs[value.name or ""]
+        value.type = value.type or ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        value.shape = value.shape or ir.Shape([None] * array.ndim)
     graph.name = "part"
     return ir.Model(graph, ir_version=model.ir_version)
 

@@ -246,6 +246,23 @@ def test_a_value_of_another_layout_is_looked_through() -> None:
     assert (result.value, result.nodes) == ("y", (2, 4))
 
 
+def test_what_one_node_makes_stays_together() -> None:
+    head = "g (float[batch, 4] x, float[batch, 4] r) => (float[batch, 4] s, float[batch, 4] y)"
+    ones = {"k": np.ones(4, np.float32)}
+    before = parse(
+        f"{head} {{ s = Add (x, r)  n = SimplifiedLayerNormalization <axis = -1> (s, k)  y = Neg (n) }}",
+        weights=ones,
+    )
+    recipe = becomes(
+        f"{head} {{ n, , , s = com.microsoft.SkipSimplifiedLayerNormalization (r, r, k)  y = Neg (n) }}",
+        weights=ones,
+    )
+    result = found(before, recipe)
+    assert (result.value, result.nodes) == ("s", (2, 1))
+    assert "s = Add (x, r)" in result.report
+    assert "n = SimplifiedLayerNormalization" in result.report
+
+
 def test_bodies_are_part_of_their_node() -> None:
     text = """
         g (float[batch, 4] x, bool c) => (float[batch, 4] y) {{
