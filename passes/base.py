@@ -11,7 +11,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, final
 
 import numpy as np
@@ -202,6 +204,38 @@ def value_names(root: ir.Graph) -> Iterator[str]:
         values = [*graph.inputs, *graph.initializers.values()]
         values.extend(value for node in graph for value in node.outputs)
         yield from (value.name for value in values if value.name)
+
+
+@final
+class Names:
+    """The names that the values of some graphs have, and new ones beside them.
+
+    Args:
+        used: the names; looked at on the first question.
+    """
+
+    def __init__(self, used: Iterable[str]) -> None:
+        self._given = used
+        self._tried: dict[str, int] = {}
+
+    @functools.cached_property
+    def _uses(self) -> Counter[str]:
+        return Counter(self._given)
+
+    def fresh(self, wish: str) -> str:
+        """A name close to `wish` that nothing has; from now on it is taken."""
+        number = self._tried.get(wish, 0)
+        name = f"{wish}_{number}" if number else wish
+        while name in self._uses:
+            number += 1
+            name = f"{wish}_{number}"
+        self._tried[wish] = number
+        self._uses[name] += 1
+        return name
+
+    def is_unique(self, name: str) -> bool:
+        """True when only one value has that name."""
+        return self._uses[name] == 1
 
 
 def bodies(node: ir.Node) -> Iterator[ir.Graph]:

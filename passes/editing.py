@@ -7,15 +7,14 @@ if editor.can_replace(node.outputs[0], source) and context.permit(node):
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Final, final
 
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, all_graphs, bodies, nested, value_names
+from burnish.passes.base import Context, Names, all_graphs, bodies, nested, value_names
 from burnish.passes.shapes import Call, Shapes
 
 _FIRST_IR_WITH_PLAIN_INITIALIZERS: Final = 4  # before it, every initializer must be a graph input too
@@ -33,7 +32,7 @@ class Editor:
         self._main = model.graph
         self._initializers = (model.ir_version or 0) >= _FIRST_IR_WITH_PLAIN_INITIALIZERS
         functions = [function.graph for function in model.functions.values()]
-        self._names = Counter(name for root in (model.graph, *functions) for name in value_names(root))
+        self._names = Names(name for root in (model.graph, *functions) for name in value_names(root))
         self._in_function = {id(graph) for root in functions for graph in nested(root)}
 
     def can_replace(self, old: ir.Value, new: ir.Value) -> bool:
@@ -133,13 +132,11 @@ class Editor:
 
     def fresh(self, wish: str) -> str:
         """A value name close to `wish` that nothing in the model has."""
-        name = next(name for name in _numbered(wish) if name not in self._names)
-        self._names[name] += 1
-        return name
+        return self._names.fresh(wish)
 
     def is_unique(self, name: str) -> bool:
         """True when only one value in all graphs has that name."""
-        return self._names[name] == 1
+        return self._names.is_unique(name)
 
     def sweep(self, values: Iterable[ir.Value | None]) -> None:
         """Remove the nodes that make `values` when nothing uses them, and then their inputs' likewise."""
@@ -248,11 +245,3 @@ def captured(node: ir.Node) -> list[ir.Value | None]:
 
 def _is_used(node: ir.Node) -> bool:
     return any(value.uses() or value.is_graph_output() for value in node.outputs)
-
-
-def _numbered(wish: str) -> Iterator[str]:
-    yield wish
-    number = 0
-    while True:
-        number += 1
-        yield f"{wish}_{number}"

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import bodies, constant_of, is_op, new_initializer, value_names
+from burnish.passes.base import Names, bodies, constant_of, is_op, new_initializer, value_names
 from burnish.provenance import origins, write_origins
 
 CONTRIB: Final = "com.microsoft"
@@ -36,7 +36,7 @@ class Scope:
     """The outermost graph around `graph` (itself, when it is not a body)."""
     in_function: bool
     """Functions hold no initializers."""
-    _names: set[str]
+    _names: Names
 
     @property
     def opset(self) -> int:
@@ -49,14 +49,7 @@ class Scope:
 
     def fresh(self, name: str) -> str:
         """A value name close to `name` that nothing here, inside or around uses."""
-        if not self._names:
-            self._names.update(value_names(self.root))
-        free, number = name, 0
-        while free in self._names:
-            number += 1
-            free = f"{name}_{number}"
-        self._names.add(free)
-        return free
+        return self._names.fresh(name)
 
     def constant(self, before: ir.Node, name: str, array: np.ndarray) -> ir.Value:
         """A new constant: an initializer, or in a function a Constant node ahead of `before`."""
@@ -107,7 +100,7 @@ def scopes(model: ir.Model) -> Iterator[Scope]:
     """Every graph in which a pass may rewrite; a body comes after the graph that holds it."""
     functions = [function.graph for function in model.functions.values()]
     for root in (model.graph, *functions):
-        names: set[str] = set()
+        names = Names(value_names(root))
         todo = [root]
         while todo:
             graph = todo.pop(0)
