@@ -20,10 +20,13 @@ _FUSE: Final = (
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""
 
+_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm"
+"""After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot."""
+
 
 def optimize_recipe(*, measured: bool) -> Recipe:
     """Clean up, fuse, clean up; `measured`: then drop what is slower on this machine."""
-    text = f"{CLEAN_UP},{_FUSE},{CLEAN_UP}"
+    text = f"{CLEAN_UP},{_FUSE},{_GEMM},{CLEAN_UP}"
     return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else text)
 
 

@@ -37,6 +37,7 @@ PASSES: Final[dict[str, str]] = {
     "fuse-skip-norm": "burnish.passes.fusion.fuse_skip_norm:FuseSkipNorm",
     "fuse-bias-gelu": "burnish.passes.fusion.fuse_bias_gelu:FuseBiasGelu",
     "lower-kv-cache": "burnish.passes.cache.lower_kv_cache:LowerKvCache",
+    "make-gemm": "burnish.passes.fusion.make_gemm:MakeGemm",
     "unpack-attention": "burnish.passes.fusion.unpack_attention:UnpackAttention",
     "quantize-dynamic": "burnish.passes.quantize.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "burnish.passes.quantize.quantize_static:QuantizeStatic",
