@@ -51,12 +51,7 @@ class _Maker:
         for place in (0, 1):
             product, bias = node.inputs[place], node.inputs[1 - place]
             matmul = None if product is None else product.producer()
-            if (
-                matmul is None
-                or not is_op(matmul, "MatMul")
-                or bias is None
-                or matmul.graph is not node.graph
-            ):
+            if matmul is None or bias is None or matmul.graph is not node.graph or not _is_product(matmul):
                 continue
             if not self._is_matrix_product(matmul):
                 return
