@@ -26,6 +26,7 @@ PASSES: Final[dict[str, str]] = {
     "merge-transposes": "burnish.passes.cleanup.merge_transposes:MergeTransposes",
     "merge-concats-splits": "burnish.passes.cleanup.merge_concats_splits:MergeConcatsSplits",
     "remove-no-op": "burnish.passes.cleanup.remove_no_op:RemoveNoOp",
+    "remove-guards": "burnish.passes.cleanup.remove_guards:RemoveGuards",
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
     "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
