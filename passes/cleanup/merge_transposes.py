@@ -8,9 +8,9 @@ from typing import ClassVar, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.cleanup.reshape_target import constant_target
+from burnish.passes.cleanup.reshape_target import RESHAPES, constant_target, express
 from burnish.passes.cleanup.transposed_region import Region, perm_of
-from burnish.passes.editing import Round, until_stable
+from burnish.passes.editing import Round, feeds_only, until_stable
 
 
 @final
@@ -21,7 +21,7 @@ class MergeTransposes(Pass):
     - Transposes move through operators that do not care about the order of axes (elementwise ones with
       scalars, constants or operands that are transposed alike), or that name the axes they work on (Softmax,
       ReduceMean ..., Concat, Split, Slice, Pad, Squeeze, Unsqueeze), to where they meet others;
-    - a Transpose that only moves axes of size 1 becomes a Reshape;
+    - a Transpose that only moves axes of size 1 becomes a Reshape, or part of the one behind it;
     - a Transpose of an operand of Gemm becomes its transA or transB.
 
     Kept: a Transpose that has no other to meet: nothing moves unless there are fewer Transposes afterwards.
@@ -81,6 +81,10 @@ class _Merger:
             return
         if result == source:
             self._round.replace(node.outputs[0], node.inputs[0])
+            return
+        user = next(iter(node.outputs[0].consumers()), node)
+        behind = user.domain == "" and user.op_type in RESHAPES and feeds_only(node, user)
+        if behind and user.graph is node.graph and express(user, node.inputs[0], self._round):
             return
         target = constant_target(source, result)
         if target is not None and self._context.permit(node):
