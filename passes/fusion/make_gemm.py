@@ -10,6 +10,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.dims import Dim
 from burnish.passes.editing import Round, feeds_only, until_stable
+from burnish.passes.matching import MADE_BY
 from burnish.passes.shapes import Shape
 
 _DTYPES: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
@@ -61,7 +62,7 @@ class _Maker:
             elif self._round.context.permit(node):
                 inputs, flips = _operands(matmul)
                 kept = {name: attribute.value for name, attribute in matmul.attributes.items()}
-                self._round.renew(node, "Gemm", [*inputs, bias], **kept, **flips)
+                self._make(node, [*inputs, bias], **kept, **flips)
             return
 
     def _is_matrix_product(self, matmul: ir.Node) -> bool:
@@ -83,7 +84,11 @@ class _Maker:
     def _transpose(self, node: ir.Node) -> None:
         inputs, flips = _operands(node)
         if flips and self._round.context.permit(node):
-            self._round.renew(node, "Gemm", inputs, **flips)
+            self._make(node, inputs, **flips)
+
+    def _make(self, node: ir.Node, inputs: list[ir.Value | None], **attributes: object) -> None:
+        gemm = self._round.renew(node, "Gemm", inputs, **attributes)
+        gemm.metadata_props[MADE_BY] = MakeGemm.name
 
 
 def _is_product(node: ir.Node) -> bool:
