@@ -40,6 +40,7 @@ class MergeTransposes(Pass):
 class _Merger:
     def __init__(self, round_: Round) -> None:
         self._round, self._context = round_, round_.context
+        self._settled: set[ir.Node] = set()  # what starts at one of these stays, as was found at another
 
     def visit(self, node: ir.Node) -> None:
         """Move a Transpose, or take those that a Gemm reads into it."""
@@ -63,9 +64,12 @@ class _Merger:
             self._round.editor.set_input(gemm, index, maker.inputs[0])
 
     def _move(self, node: ir.Node) -> bool:
+        if node in self._settled:
+            return False
         region = Region(self._round, node.graph)
         region.grow(node)
         if region.saved <= 0 or not self._context.permit(node):
+            self._settled.update(region.starts)
             return False
         region.move()
         return True
