@@ -15,17 +15,20 @@ CLEAN_UP: Final = (
 
 _FUSE: Final = (
     "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,"
-    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,merge-transposes,merge-constants"
+    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,remove-guards,merge-transposes,merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation"
 """What quantisation would not know any more."""
 
+_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm"
+"""After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot."""
+
 
 def optimize_recipe(*, measured: bool) -> Recipe:
     """Clean up, fuse, clean up; `measured`: then drop what is slower on this machine."""
-    text = f"{CLEAN_UP},{_FUSE},{CLEAN_UP},{_LAST}"
+    text = f"{CLEAN_UP},{_FUSE},{_GEMM},{CLEAN_UP},{_LAST}"
     return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else text)
 
 

@@ -146,10 +146,27 @@ class _Folder:
         if made is None and node.op_type not in _DATA_DEPENDENT:
             return False
         growth = (made or 0) - sum(_freed(value, node) for value in dict.fromkeys(node.inputs))
-        if growth > self._max_bytes:
+        if growth > self._max_bytes and not self._pays_together(node):
             self._misses.append((node, f"folding adds {growth} bytes, more than max_bytes={self._max_bytes}"))
             return False
         return True
+
+    def _pays_together(self, node: ir.Node) -> bool:
+        """True when a constant goes as soon as all that read it are folded, and is about as large as those.
+
+        Exporters cut the weights of an LSTM into its gates, and put these together in another order.
+        """
+        for value in dict.fromkeys(node.inputs):
+            tensor = _tensor(value)
+            if value is None or tensor is None or value.is_graph_output():
+                continue
+            users = value.consumers()
+            if all(user.op_type in _FAST and self._is_foldable(user) for user in users):
+                made = [_bytes([self._shapes[result] for result in user.outputs]) for user in users]
+                known = [size for size in made if size is not None]
+                if len(known) == len(made) and sum(known) - tensor.nbytes <= self._max_bytes:
+                    return True
+        return False
 
     def _fold(self, node: ir.Node) -> None:
         arrays = evaluate(node, self._shapes.opset(node))

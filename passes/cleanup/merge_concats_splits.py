@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar, Final, final
@@ -9,7 +10,7 @@ from typing import ClassVar, Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.dims import Dim, total
+from burnish.passes.dims import Dim, DimOverflowError, total
 from burnish.passes.editing import Round, feeds_only, is_templated, until_stable
 from burnish.passes.shape_contents import slice_bounds
 
@@ -68,7 +69,8 @@ class _Merger:
         elif is_op(node, "Slice"):
             maker = _maker(node.inputs[0])
             if maker is not None and is_op(maker, "Concat"):
-                self._take_part(node, maker)
+                with contextlib.suppress(DimOverflowError):  # sums of too many sizes are not followed
+                    self._take_part(node, maker)
             elif maker is not None and is_op(maker, "Slice"):
                 self._merge_slices(node, maker)
 

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.cleanup.reshape_target import constant_target
+from burnish.passes.cleanup.reshape_target import RESHAPES, constant_target, express
 from burnish.passes.dims import Dim, product
 from burnish.passes.editing import Round, feeds_only, is_templated, until_stable
 from burnish.passes.shape_rules import transpose_perm
@@ -18,8 +18,6 @@ from burnish.passes.shapes import Shape
 Split = tuple[Shape, list[list[int]]]
 """Dims, and the groups of them (by index) that make up each dim of another shape."""
 
-_RESHAPES: Final = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
-_FIRST_OPSET_WITH_AXES_INPUT: Final = 13
 _LONGEST: Final = 16  # how far a chain is followed at a time
 
 
@@ -79,7 +77,7 @@ class _Merger:
 
     def _merge_through_transpose(self, node: ir.Node) -> bool:
         transpose = _maker(node, "Transpose")
-        first = None if transpose is None else _maker(transpose, *_RESHAPES)
+        first = None if transpose is None else _maker(transpose, *RESHAPES)
         if transpose is None or first is None or first.inputs[0] is None:
             return False
         perm, source = self._perm(transpose), self._shapes[first.inputs[0]].shape
@@ -108,7 +106,7 @@ class _Merger:
 
     def _merge_reshapes(self, node: ir.Node) -> None:
         for root in _roots(node):
-            if self._express(node, root):
+            if express(node, root, self._round):
                 return
         inner = _maker(node, "Squeeze", "Unsqueeze")
         source = None if inner is None or not self._undoes(node, inner) else inner.inputs[0]
@@ -122,37 +120,6 @@ class _Merger:
         axes = self._round.call(node).ints("axes", 1)
         other = self._round.call(inner).ints("axes", 1)
         return inner.op_type != node.op_type and axes is not None and axes == other
-
-    def _express(self, node: ir.Node, root: ir.Value) -> bool:
-        """Compute the result of a chain from `root` directly, if one operator can."""
-        source, result = self._shapes[root].shape, self._shapes[node.outputs[0]].shape
-        if source is None or result is None:
-            return False
-        if source == result:
-            if not self._editor.can_replace(node.outputs[0], root) or not self._context.permit(node):
-                return False
-            self._editor.replace(node.outputs[0], root)
-            return True
-        added, dropped = added_ones(source, result), added_ones(result, source)
-        target = constant_target(source, result)
-        if (added is None and dropped is None and target is None) or not self._context.permit(node):
-            return False
-        if added is not None or dropped is not None:
-            self._set_axes(node, root, added, dropped)
-        else:
-            vector = self._round.numbers(node, f"{node.outputs[0].name}_shape", target or ())
-            self._round.renew(node, "Reshape", [root, vector])
-        return True
-
-    def _set_axes(
-        self, node: ir.Node, root: ir.Value, added: list[int] | None, dropped: list[int] | None
-    ) -> None:
-        op_type, axes = ("Unsqueeze", added) if added is not None else ("Squeeze", dropped)
-        if self._shapes.opset(node) < _FIRST_OPSET_WITH_AXES_INPUT:
-            self._round.renew(node, op_type, [root], axes=axes)
-            return
-        vector = self._round.numbers(node, f"{node.outputs[0].name}_axes", axes or ())
-        self._round.renew(node, op_type, [root, vector])
 
 
 def merged(source: Shape, result: Shape) -> Split | None:
@@ -193,21 +160,8 @@ def factors(source: Shape, result: Shape) -> Split | None:
     return None if left else (tuple(found), groups)
 
 
-def added_ones(source: Shape, result: Shape) -> list[int] | None:
-    """The axes at which dims of 1 make `result` out of `source`; None when it takes more."""
-    axes, at = [], 0
-    for axis, dim in enumerate(result):
-        if at < len(source) and source[at] == dim:
-            at += 1
-        elif dim.size == 1:
-            axes.append(axis)
-        else:
-            return None
-    return axes if at == len(source) else None
-
-
 def _is_reshape(node: ir.Node) -> bool:
-    return node.domain == "" and node.op_type in _RESHAPES
+    return node.domain == "" and node.op_type in RESHAPES
 
 
 def _maker(node: ir.Node, *op_types: str) -> ir.Node | None:
@@ -221,8 +175,8 @@ def _maker(node: ir.Node, *op_types: str) -> ir.Node | None:
 def _roots(node: ir.Node) -> Iterator[ir.Value]:
     """What a chain of reshapes starts from, then the results along it, without the node's own input."""
     values: list[ir.Value] = []
-    maker = _maker(node, *_RESHAPES)
+    maker = _maker(node, *RESHAPES)
     while maker is not None and maker.inputs[0] is not None and len(values) < _LONGEST:
         values.append(maker.inputs[0])
-        maker = _maker(maker, *_RESHAPES)
+        maker = _maker(maker, *RESHAPES)
     yield from reversed(values)

@@ -8,9 +8,9 @@ from typing import ClassVar, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.cleanup.reshape_target import constant_target
+from burnish.passes.cleanup.reshape_target import RESHAPES, constant_target, express
 from burnish.passes.cleanup.transposed_region import Region, perm_of
-from burnish.passes.editing import Round, until_stable
+from burnish.passes.editing import Round, feeds_only, until_stable
 
 
 @final
@@ -21,7 +21,7 @@ class MergeTransposes(Pass):
     - Transposes move through operators that do not care about the order of axes (elementwise ones with
       scalars, constants or operands that are transposed alike), or that name the axes they work on (Softmax,
       ReduceMean ..., Concat, Split, Slice, Pad, Squeeze, Unsqueeze), to where they meet others;
-    - a Transpose that only moves axes of size 1 becomes a Reshape;
+    - a Transpose that only moves axes of size 1 becomes a Reshape, or part of the one behind it;
     - a Transpose of an operand of Gemm becomes its transA or transB.
 
     Kept: a Transpose that has no other to meet: nothing moves unless there are fewer Transposes afterwards.
@@ -40,6 +40,7 @@ class MergeTransposes(Pass):
 class _Merger:
     def __init__(self, round_: Round) -> None:
         self._round, self._context = round_, round_.context
+        self._settled: set[ir.Node] = set()  # what starts at one of these stays, as was found at another
 
     def visit(self, node: ir.Node) -> None:
         """Move a Transpose, or take those that a Gemm reads into it."""
@@ -63,9 +64,12 @@ class _Merger:
             self._round.editor.set_input(gemm, index, maker.inputs[0])
 
     def _move(self, node: ir.Node) -> bool:
+        if node in self._settled:
+            return False
         region = Region(self._round, node.graph)
         region.grow(node)
         if region.saved <= 0 or not self._context.permit(node):
+            self._settled.update(region.starts)
             return False
         region.move()
         return True
@@ -81,6 +85,10 @@ class _Merger:
             return
         if result == source:
             self._round.replace(node.outputs[0], node.inputs[0])
+            return
+        user = next(iter(node.outputs[0].consumers()), node)
+        behind = user.domain == "" and user.op_type in RESHAPES and feeds_only(node, user)
+        if behind and user.graph is node.graph and express(user, node.inputs[0], self._round):
             return
         target = constant_target(source, result)
         if target is not None and self._context.permit(node):

@@ -1,4 +1,4 @@
-"""SequenceAt(SplitToSequence(x, sizes), i)  ->  Split(x, sizes)[i]
+"""SequenceAt(SplitToSequence(x, sizes), i)  ->  Split(x, sizes)[i];   without sizes  ->  Gather(x, i)
 
 torch's exporter writes every split and chunk so when its own optimiser is off. Runtimes keep sequences out of
 their optimisers, and no rewrite sees through them.
@@ -23,8 +23,7 @@ from burnish.passes.shapes import Shapes
 class RemoveSequences(Pass):
     """Replace a sequence that is only made by splitting and read at known places.
 
-    Kept: sequences that are read at a computed place, or used otherwise; splits of computed sizes, and splits
-    without sizes, whose parts may lose a dim.
+    Kept: sequences that are read at a computed place, or used otherwise; splits of computed sizes.
     """
 
     name: ClassVar[str] = "remove-sequences"
@@ -42,12 +41,14 @@ class RemoveSequences(Pass):
 
 
 def _remove(node: ir.Node, scope: Scope, context: Context, shapes: Shapes, editor: Editor) -> bool:
-    sizes, places = _sizes(node, shapes), _places(node, shapes)
-    why = None
-    if sizes is None:
-        why = "the sizes of the parts are not known"
-    elif places is None:
+    places = _places(node, shapes)
+    if places and (len(node.inputs) < 2 or node.inputs[1] is None):
+        return _pick(node, places, context, editor)
+    sizes, why = _sizes(node, shapes), None
+    if places is None:
         why = "the sequence is not only read at known places"
+    elif sizes is None:
+        why = "the sizes of the parts are not known"
     elif any(not -len(sizes) <= place < len(sizes) for place in places.values()):
         why = "the sequence is read where it ends"
     if why is not None:
@@ -60,6 +61,21 @@ def _remove(node: ir.Node, scope: Scope, context: Context, shapes: Shapes, edito
         value, part = reader.outputs[0], split.outputs[place]
         part.shape, part.type = part.shape or value.shape, part.type or value.type
         editor.replace(value, part)
+    return True
+
+
+def _pick(node: ir.Node, places: dict[ir.Node, int], context: Context, editor: Editor) -> bool:
+    """Read from the tensor what would be a part of one index; both fail where there is no such part."""
+    if not context.permit(node):
+        return False
+    kept = node.attributes.get_int("keepdims", 1)
+    for reader, place in places.items():
+        name = f"{reader.outputs[0].name}_place"
+        index = editor.constant(reader, name, np.array([place] if kept else place, np.int64))
+        made = editor.renew(
+            reader, "Gather", [node.inputs[0], index], axis=node.attributes.get_int("axis", 0)
+        )
+        made.metadata_props[MADE_BY] = RemoveSequences.name
     return True
 
 

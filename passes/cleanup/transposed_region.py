@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from typing import Final, final
 
 import onnx_ir as ir
@@ -70,9 +71,9 @@ class Region:
 
     def grow(self, start: ir.Node) -> None:
         """Take in what is behind a Transpose, where that may save something."""
-        todo = self._begin(start)
+        todo = deque(self._begin(start))
         while todo and len(self.inside) < _MAX_NODES:
-            for user in todo.pop().consumers():
+            for user in todo.popleft().consumers():
                 if any(user in known for known in (self.starts, self.inside, self.ends)):
                     continue
                 if is_templated(user) or user.graph is not self.graph:

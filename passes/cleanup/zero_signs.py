@@ -51,7 +51,7 @@ def _looked_at(node: ir.Node) -> list[ir.Value]:
     inner = [result for body in bodies(node) for result in body.outputs]
     if node.domain not in _KNOWN or inner or node.op_type in ("BitCast", "Reciprocal"):
         return [*inputs, *inner]
-    if node.op_type == "Div":
+    if node.op_type in ("Div", "QuantizeLinear"):
         return inputs[1:]
     if node.op_type == "Pow":
         exponent = constant_of(node.inputs[1], max_bytes=1024)

@@ -65,14 +65,14 @@ def _own(node: ir.Node, axes: int) -> tuple[int, ...] | None:
 def _refusal(node: ir.Node, pad: ir.Node, pads: tuple[int, ...], own: tuple[int, ...]) -> str | None:
     if (pad.attributes.get_string("mode", "constant") or "constant") != "constant":
         return "it does not pad with a constant"
-    if len(pads) != len(own):
+    kernel = node.attributes.get_ints("kernel_shape", []) or []
+    if len(pads) != len(own) or (node.op_type != "Conv" and 2 * len(kernel) != len(pads)):
         return "it pads another number of axes"
     filler = _filler(pad)
     if node.op_type != "MaxPool" and filler != 0:
         return "it does not pad with 0"
     if node.op_type == "Conv":
         return None
-    kernel = node.attributes.get_ints("kernel_shape", []) or []
     if any(a + b >= size for a, b, size in zip(own, pads, (*kernel, *kernel), strict=True)):
         return "a pool cannot pad by as much as its window"
     if node.attributes.get_int("ceil_mode", 0) or any(

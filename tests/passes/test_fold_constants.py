@@ -285,3 +285,15 @@ def test_the_source_of_a_copy_is_untouched() -> None:
     assert to_bytes(model) == before
     assert text_of(model) == text
     assert isinstance(copy, ir.Model)
+
+
+def test_parts_of_a_weight_are_cut_now_when_all_of_it_is() -> None:
+    weights = {"w": np.arange(60000, dtype=np.float32).reshape(4, 15000), "k0": np.array([0]),
+               "k2": np.array([2]), "k4": np.array([4])}  # fmt: skip
+    body = "a = Slice (w, k0, k2, k0)  b = Slice (w, k2, k4, k0)  c = Concat <axis = 0> (b, a)"
+    text = f"g (float[4, 15000] x) => (float[4, 15000] y) {{ {body}  y = Add (x, c) }}"
+    model = check_pass(FoldConstants(), text, "y = Add (x, c)", count=3, weights=weights)
+    assert "c" in model.graph.initializers
+    text = f"g (float[4, 15000] x) => (float[4, 15000] y) {{ {body}  d = Add (w, x)  y = Add (d, c) }}"
+    kept = check_pass(FoldConstants(), text, count=0, weights=weights)
+    assert [node.op_type for node in kept.graph] == ["Slice", "Slice", "Concat", "Add", "Add"]

@@ -135,6 +135,15 @@ def test_only_axes_of_one_move() -> None:
     check_pass(MergeTransposes(), text, ["Reshape", "Transpose"], count=1)
 
 
+def test_axes_of_one_move_and_go() -> None:
+    text = """g (float[S, 1, N, 4] x) => (float[S, N, 4] y, float[S, N, 1, 1, 4] z) {
+        a = Transpose <perm = [0, 2, 1, 3]> (x)  y = Reshape (a, three)
+        d = Transpose <perm = [0, 2, 1, 3]> (x)  z = Reshape (d, five)
+    }"""
+    weights = {"three": np.array([0, 0, 4]), "five": np.array([0, 0, 1, 1, 4])}
+    check_pass(MergeTransposes(), text, ["Squeeze", "Transpose", "Reshape"], count=1, weights=weights)
+
+
 def test_into_gemm() -> None:
     text = """g (float[4, N] x, float[5, 4] w, float[N, 5] v)
     => (float[N, 5] y, float[N, N] z, float[5, 5] u) {

@@ -37,6 +37,18 @@ def test_a_part_that_is_read_twice() -> None:
     check_pass(RemoveSequences(), text, ["Split", "Neg"], count=1, weights=NUMBERS)
 
 
+@pytest.mark.parametrize(
+    ("keepdims", "out"), [(1, "float[N, 1] z, float[1, 4] a"), (0, "float[N] z, float[4] a")]
+)
+def test_parts_of_one_index(keepdims: int, out: str) -> None:
+    text = f"""g ({X}) => ({out}) {{
+        s = SplitToSequence <axis = -1, keepdims = {keepdims}> (x)  b = SequenceAt (s, last)
+        c = SequenceAt (s, one)  z = Add (b, c)
+        t = SplitToSequence <keepdims = {keepdims}> (x)  a = SequenceAt (t, zero)
+    }}"""
+    check_pass(RemoveSequences(), text, ["Gather", "Gather", "Add", "Gather"], count=2, weights=NUMBERS)
+
+
 def test_inside_a_branch() -> None:
     text = f"""g (bool c, {X}) => (float[N, M] y) {{
         y = If (c) <
@@ -53,7 +65,7 @@ def test_inside_a_branch() -> None:
     ("body", "why"),
     [
         ("s = SplitToSequence <axis = 0> (x, two)  z = SequenceAt (s, zero)", "sizes of the parts"),
-        ("s = SplitToSequence <axis = 1> (x)  z = SequenceAt (s, zero)", "sizes of the parts"),
+        ("s = SplitToSequence <axis = 1> (x)  z = SequenceAt (s, place)", "known places"),
         ("s = SplitToSequence <axis = 1> (x, sizes)  z = SequenceAt (s, place)", "known places"),
         ("s = SplitToSequence <axis = 1> (x, sizes)  z = ConcatFromSequence <axis = 1> (s)", "known places"),
         ("s = SplitToSequence <axis = 1> (x, sizes)  z = SequenceAt (s, five)", "where it ends"),
