@@ -84,12 +84,16 @@ def _show(result: Result) -> None:
 
     from burnish.benchmarks.optimize.report import HEADS, cells
 
-    table = Table(title=f"\n{result.model} {result.failure}", title_justify="left", box=None, pad_edge=False)
-    for name in HEADS:
-        table.add_column(name, justify="left" if name in ("tool", "") else "right")
+    table = Table(title=f"\n{result.model}", title_justify="left", box=None, pad_edge=False)
+    for name in HEADS[:-1]:
+        table.add_column(name, justify="left" if name == "tool" else "right", no_wrap=True)
     for row in result.rows:
-        table.add_row(*cells(row))
-    Console().print(table)
+        table.add_row(*cells(row)[:-1])
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for who, why in ((result.model, result.failure), *((row.tool, row.failure) for row in result.rows)):
+        if why:
+            console.print(f"{who}: {why}")
 
 
 if __name__ == "__main__":
