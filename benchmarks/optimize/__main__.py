@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import signal
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +53,8 @@ def main(
     human = Console(stderr=True)
     kept = rows or output / "rows.jsonl"
     done = {} if force else read_results(kept)
+    # A run that is ended ends the processes that it started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = Settings(output.absolute(), peers.absolute() if peers else None, limit, seconds)
     wanted = [each for each in chosen(only, models) if not _done(done.get(each.name), settings)]
     _run(wanted, settings, kept, human)
