@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import signal
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -51,6 +53,8 @@ def main(
     human = Console(stderr=True)
     kept = rows or output / "rows.jsonl"
     done = {} if force else read_results(kept)
+    # A run that is ended ends the processes that it started too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     settings = Settings(output.absolute(), peers.absolute() if peers else None, limit, seconds)
     wanted = [each for each in chosen(only, models) if not _done(done.get(each.name), settings)]
     _run(wanted, settings, kept, human)
@@ -84,12 +88,16 @@ def _show(result: Result) -> None:
 
     from burnish.benchmarks.optimize.report import HEADS, cells
 
-    table = Table(title=f"\n{result.model} {result.failure}", title_justify="left", box=None, pad_edge=False)
-    for name in HEADS:
-        table.add_column(name, justify="left" if name in ("tool", "") else "right")
+    table = Table(title=f"\n{result.model}", title_justify="left", box=None, pad_edge=False)
+    for name in HEADS[:-1]:
+        table.add_column(name, justify="left" if name == "tool" else "right", no_wrap=True)
     for row in result.rows:
-        table.add_row(*cells(row))
-    Console().print(table)
+        table.add_row(*cells(row)[:-1])
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    for who, why in ((result.model, result.failure), *((row.tool, row.failure) for row in result.rows)):
+        if why:
+            console.print(f"{who}: {why}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import final
 
 from burnish.benchmarks.optimize.judge import judge_all
-from burnish.benchmarks.optimize.making import MakingError, file_bytes, made
+from burnish.benchmarks.optimize.making import MakingError, file_bytes, made, sizes_of
 from burnish.benchmarks.optimize.rows import SOURCE, Result, Row
 from burnish.benchmarks.optimize.stopwatch import time_all
 from burnish.benchmarks.optimize.table import Subject
@@ -66,6 +66,7 @@ def compare(subject: Subject, settings: Settings, tell: Tell = lambda _: None) -
 
 def _compare(result: Result, subject: Subject, source: Path, work: Path, settings: Settings,
              tell: Tell) -> None:  # fmt: skip
+    sizes = sizes_of(subject, source)
     paths, rows = {SOURCE: source}, {SOURCE: Row(SOURCE)}
     for tool in settings.tools:
         tell(tool)
@@ -74,8 +75,9 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
         folder.mkdir(parents=True)
         paths[tool] = folder / "model.onnx"
         rows[tool] = optimise(
-            tool, subject, source, paths[tool], python=settings.python, limit_s=settings.limit_s
-        )
+            tool, source, paths[tool], sizes=sizes, ort_type=subject.ort_type, python=settings.python,
+            limit_s=settings.limit_s,
+        )  # fmt: skip
     result.rows = list(rows.values())
     tell("judging")
     there = {tool: path for tool, path in paths.items() if not rows[tool].failure}
@@ -86,6 +88,6 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
     tell("timing")
     runnable = {tool: path for tool, path in there.items() if rows[tool].right and tool != ALONE}
     result.sizes = time_all(
-        runnable, rows, size=result.size, sizes=subject.sizes, seconds=settings.seconds,
+        runnable, rows, size=result.size, sizes=sizes, seconds=settings.seconds,
         limit_s=settings.limit_s,
     )  # fmt: skip

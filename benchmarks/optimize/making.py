@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from burnish.benchmarks.kit import fetch
 from burnish.benchmarks.optimize.children import module, run
 from burnish.benchmarks.optimize.table import SUBJECTS, Export, File, FromKit, MiniLM, Network, Subject
 from burnish.errors import BurnishError
+from burnish.feeds import is_batch
+from burnish.sources import open_artifact
 
 if TYPE_CHECKING:
     from burnish.benchmarks.export.cases import Loaded
 
 _MODEL: Final = "model.onnx"
+_DIMS: Final = "dims.json"
 
 
 class MakingError(Exception):
@@ -59,6 +65,23 @@ def _exported(subject: Subject, folder: Path, limit_s: float) -> Path:
 def file_bytes(path: Path) -> int:
     """Of a model's file and of the data files beside it that are named after it."""
     return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
+def sizes_of(subject: Subject, source: Path) -> dict[str, int]:
+    """The sizes of dynamic dims to time at, where they are not 1 (batch) or 128 by their own names.
+
+    torch names a dim `s6` where two that were to have one name may differ: what they were to be is beside it.
+    """
+    names = source.with_name(_DIMS)
+    if isinstance(subject.origin, File) or not names.is_file():
+        return dict(subject.sizes)
+    meant = msgspec.json.decode(names.read_bytes(), type=dict[str, str])
+    wanted = {name: subject.sizes.get(role, _usual(role)) for name, role in meant.items()}
+    return {name: size for name, size in wanted.items() if size != _usual(name)}
+
+
+def _usual(dim: str) -> int:
+    return 1 if is_batch(dim) else 128
 
 
 def main(name: str, folder: str) -> None:
@@ -108,6 +131,16 @@ def _by_torch(case: Loaded, home: Path) -> None:
 
     with evaluating(case.module), quiet():
         export_torch(case, home, None)
+    (home / _DIMS).write_bytes(msgspec.json.encode(dict(_meant(case, home / _MODEL))))
+
+
+def _meant(case: Loaded, path: Path) -> Iterator[tuple[str, str]]:
+    """Every dynamic dim of the file's inputs, and the name that it was to have."""
+    for spec in open_artifact(path).manifest.inputs:
+        for axis, role in case.dynamic.get(spec.name, {}).items():
+            dim = spec.shape[axis] if spec.shape is not None else None
+            if isinstance(dim, str):
+                yield dim, role
 
 
 if __name__ == "__main__":

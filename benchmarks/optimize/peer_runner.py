@@ -60,6 +60,9 @@ def _onnxruntime(source: str, output: str, _kind: str) -> None:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = output
+    # Otherwise the result refers to the source's data file, by a path that is none beside the result.
+    data = os.path.basename(output) + ".data"
+    options.add_session_config_entry("session.optimized_model_external_initializers_file_name", data)
     options.log_severity_level = 4
     ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -11,7 +12,6 @@ from burnish.benchmarks.optimize import peer_runner
 from burnish.benchmarks.optimize.children import module, run, script
 from burnish.benchmarks.optimize.rows import Row
 from burnish.benchmarks.optimize.self_runner import WAYS
-from burnish.benchmarks.optimize.table import Subject
 
 PEERS: Final = tuple(peer_runner.TOOLS)
 OURS: Final = tuple(WAYS)
@@ -26,25 +26,28 @@ class Cost(msgspec.Struct):
     peak_mb: float
 
 
-def optimise(tool: str, subject: Subject, source: Path, output: Path, *, python: Path | None,
-             limit_s: float) -> Row:  # fmt: skip
+def optimise(
+    tool: str, source: Path, output: Path, *, sizes: Mapping[str, int], ort_type: str, python: Path | None,
+    limit_s: float,
+) -> Row:  # fmt: skip
     """Let one tool make `output` of `source`; the row says what it cost, or why there is no output.
 
     Args:
         tool: one of `PEERS` or `OURS`.
-        subject: what `source` is.
         source: the model.
         output: where the result goes.
+        sizes: of dynamic dims, for burnish, which measures at them.
+        ort_type: what onnxruntime's Python optimiser is told.
         python: of the peers' environment; only peers need it.
         limit_s: seconds after which the tool is killed.
     """
     if tool in WAYS:
-        sizes = msgspec.json.encode(dict(subject.sizes)).decode()
-        command = module("burnish.benchmarks.optimize.self_runner", tool, str(source), str(output), sizes)
+        given = msgspec.json.encode(dict(sizes)).decode()
+        command = module("burnish.benchmarks.optimize.self_runner", tool, str(source), str(output), given)
     elif python is None:
         return Row(tool, failure="not installed: give its Python with --peers")
     else:
-        command = script(python, peer_runner.__file__, tool, str(source), str(output), subject.ort_type)
+        command = script(python, peer_runner.__file__, tool, str(source), str(output), ort_type)
     ended = run(command, limit_s=limit_s)
     cost = next(ended.answers(Cost), None)
     if ended.failure or cost is None:

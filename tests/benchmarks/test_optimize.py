@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from burnish.benchmarks.optimize import __main__ as command
 from burnish.benchmarks.optimize import children, judge, stopwatch
 from burnish.benchmarks.optimize.compare import Settings, compare
-from burnish.benchmarks.optimize.making import MakingError, file_bytes, made
+from burnish.benchmarks.optimize.making import MakingError, file_bytes, made, sizes_of
 from burnish.benchmarks.optimize.rows import SOURCE, Result, Row, keep, read_results
 from burnish.benchmarks.optimize.table import SUBJECTS, Export, File, FromKit, Network, Subject, chosen
 from burnish.benchmarks.optimize.tools import ALONE, OURS, PEERS
@@ -171,6 +171,14 @@ def test_a_model_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         made(absent, tmp_path, limit_s=60)
     assert list(tmp_path.iterdir()) == []
     assert compare(absent, Settings(tmp_path)).failure.startswith("not exported")
+
+
+def test_dims_that_torch_named_anew_get_the_sizes_that_were_meant(tmp_path: Path) -> None:
+    subject = Subject("whisper", "transformer", Network("whisper"), sizes={"sequence": 16})
+    source = tmp_path / "model.onnx"
+    assert sizes_of(subject, source) == {"sequence": 16}
+    (tmp_path / "dims.json").write_text('{"s6": "batch", "s28": "sequence", "batch": "batch"}')
+    assert sizes_of(subject, source) == {"s6": 1, "s28": 16}
 
 
 def test_a_models_bytes_are_those_of_its_data_too(tmp_path: Path) -> None:
