@@ -181,7 +181,12 @@ def test_an_old_opset_keeps_the_arithmetic() -> None:
     """Found by `make fuzz-graphs`: Shape has no `start` there."""
     context = Context()
     check_pass(
-        FuseRotary(), graph(FORMS["slices"]), count=0, opset=13, weights=used(FORMS["slices"]), context=context
+        FuseRotary(),
+        graph(FORMS["slices"]),
+        count=0,
+        opset=13,
+        weights=used(FORMS["slices"]),
+        context=context,
     )
     assert context.misses[0].why == "numbering the tokens needs opset 15; this graph has 13"
 
