@@ -8,11 +8,13 @@ from typing import Any, Final, Literal, final
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from onnx.backend.test.case.test_case import TestCase as Case
 
 from burnish.benchmarks.node_suite.cases import Feeds, Variant, runnable
 from burnish.difference import difference
 from burnish.errors import ModelError
+from burnish.passes.matching import precision
 from burnish.runtime.reference import Reference
 from burnish.target import TARGETS, Target
 
@@ -36,25 +38,28 @@ class Prepared:
 
     def __init__(self, name: str, model: bytes, feeds: Feeds, expected: Mapping[str, Any]) -> None:
         self.name, self.model, self.feeds, self.expected = name, model, feeds, expected
-        self._known: dict[tuple[bytes, float], Outcome] = {}
+        self._known: dict[tuple[bytes, float, int], Outcome] = {}
 
-    def judge(self, after: bytes, tolerance: float, target: Target | None = None) -> Outcome:
+    def judge(
+        self, after: bytes, tolerance: float, target: Target | None = None, *, steps: int = 0
+    ) -> Outcome:
         """Compare what `after` gives.
 
         Args:
             after: the model that an optimiser made.
             tolerance: allowed `max_rel` (see `Difference`).
             target: what it was made for; None: for the CPU.
+            steps: allowed relative steps of float16 and bfloat16, where those are more.
         """
-        key = (after, tolerance)
+        key = (after, tolerance, steps)
         if key not in self._known:
-            self._known[key] = self._judge(after, tolerance)
+            self._known[key] = self._judge(*key)
         found = self._known[key]
         if found.kind == "invalid" and target is not None and _only_elsewhere(after, target):
             return Outcome("elsewhere", found.detail)
         return found
 
-    def _judge(self, after: bytes, tolerance: float) -> Outcome:
+    def _judge(self, after: bytes, tolerance: float, steps: int) -> Outcome:
         wanted = {info.name for info in onnx.ModelProto.FromString(after).graph.input}
         feeds = {name: value for name, value in self.feeds.items() if name in wanted}
         try:
@@ -64,7 +69,7 @@ class Prepared:
         for name, value in self.expected.items():
             if name not in actual:
                 return Outcome("different", f"output {name} is gone")
-            if not same(value, actual[name], tolerance):
+            if not same(value, actual[name], tolerance, steps):
                 return Outcome("different", f"output {name}")
         return Outcome("same")
 
@@ -96,15 +101,24 @@ def run(model: bytes, feeds: Mapping[str, Any]) -> dict[str, Any]:
     return dict(Reference(model)(feeds))
 
 
-def same(a: object, b: object, tolerance: float) -> bool:
-    """True for equal arrays, lists of them, or None twice."""
+def same(a: object, b: object, tolerance: float, steps: int = 0) -> bool:
+    """True for arrays that are near, lists of them, or None twice.
+
+    Args:
+        a: what is expected.
+        b: what was found.
+        tolerance: allowed `max_rel` (see `Difference`).
+        steps: allowed relative steps of float16 and bfloat16, where those are more.
+    """
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(same(x, y, tolerance) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(same(x, y, tolerance, steps) for x, y in zip(a, b, strict=True))
     if isinstance(a, list) or isinstance(b, list):
         return False
     if a is None or b is None:
         return a is b
-    return difference("", np.asarray(a), np.asarray(b)).within(tolerance)
+    array = np.asarray(a)
+    dtype = ir.DataType.from_numpy(array.dtype) if steps and array.dtype.itemsize == 2 else None
+    return difference("", array, np.asarray(b)).within(max(tolerance, steps * precision(dtype)))
 
 
 def _only_elsewhere(model: bytes, target: Target) -> bool:

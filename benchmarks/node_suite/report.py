@@ -49,9 +49,9 @@ HEADS = ("tool", "variant", "runnable", *_KINDS)
 _ABOUT = (
     "Every node test of onnx that onnxruntime runs, as it is, with one input frozen to an initializer, and "
     "with all of them, is optimised by each tool and run again, onnxruntime's own optimiser off. "
-    "*different*: an output is gone, or off by more than 1e-4 of its largest magnitude; *invalid*: it does "
-    "not load or run any more; *crash*: the tool's process died, or took two minutes. Written by "
-    "`make bench-node-suite`."
+    "*different*: an output is gone, or off by more than 1e-4 of its largest magnitude (float16: than two "
+    "steps of its type); *invalid*: it does not load or run any more; *crash*: the tool's process died, or "
+    "took two minutes. Written by `make bench-node-suite`."
 )
 
 

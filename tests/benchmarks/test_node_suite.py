@@ -92,6 +92,15 @@ def test_sequences_and_absent_values_are_compared() -> None:
     assert not same(None, np.ones(2), 0.0)
 
 
+def test_steps_of_the_type_are_allowed() -> None:
+    one, next_to_it = np.ones(3, np.float16), np.full(3, 1.001, np.float16)
+    assert not same(one, next_to_it, 1e-4)
+    assert same(one, next_to_it, 1e-4, steps=2)
+    assert not same(one.astype("f4"), next_to_it.astype("f4"), 1e-4, steps=2)
+    assert same(np.arange(3), np.arange(3), 0.0, steps=2)
+    assert not same(np.arange(3), np.arange(1, 4), 0.0, steps=2)
+
+
 def test_a_tool_that_raises_answers_with_the_exception() -> None:
     model = parse("g (float[2] x) => (float[2] y) { y = Neg (x) }")
     content = serving._answer(lambda proto: proto, onnx_bytes(model))
