@@ -57,9 +57,9 @@ def generate(seed: int) -> Graph:
         if patterns and w.chance(0.3):
             patterns, made = patterns - 1, plant(w)
         elif bodies and w.chance(0.2):
-            bodies, made = bodies - 1, _nest(w)
+            bodies, made = bodies - 1, _nest(w, len(inputs))
         else:
-            made = w.choose(STEPS)(w, _recent(w))
+            made = w.choose(STEPS)(w, _recent(w, len(inputs)))
         if made is not None and made.rank <= _MOST_RANK:
             w.values.append(made)
     return Graph(seed, _model(w, inputs).SerializeToString(deterministic=True))
@@ -74,22 +74,22 @@ def _inputs(w: Writer) -> list[Known]:
         ("matrix", FLOAT, (s, WIDTH)), ("vector", FLOAT, (WIDTH,)), ("scalar", FLOAT, ()),
         ("image", FLOAT, (b, 4, 5, 5)), ("heads", FLOAT, (b, HEADS, s, 4)), ("angles", FLOAT, (b, s, 2)),
         ("one_angle", FLOAT, (1, s, 2)), ("wide", DOUBLE, (b, s)), ("whole", INT64, (b, s)),
-        ("attention_mask", INT64, (b, s)), ("flags", BOOL, (b, s, 1)),
+        ("attention_mask", INT64, (b, s)), ("flags", BOOL, (b, s, 1)), ("empty", FLOAT, (b, 0, WIDTH)),
     )  # fmt: skip
     return [Known(name, dtype, dims) for name, dtype, dims in table]
 
 
-def _recent(w: Writer) -> Known:
-    """What was made last, mostly: chains are what passes rewrite."""
-    made = w.values[14:]
+def _recent(w: Writer, count: int) -> Known:
+    """What was made last, mostly, behind the `count` inputs: chains are what passes rewrite."""
+    made = w.values[count:]
     if made and w.chance(0.7):
         return w.values[-1 - int(w.rng.integers(min(4, len(made))))]
     anyone: Known = w.choose(w.values)
     return anyone
 
 
-def _nest(w: Writer) -> Known | None:
-    value = _recent(w)
+def _nest(w: Writer, count: int) -> Known | None:
+    value = _recent(w, count)
     if value.dtype != FLOAT:
         return None
 
