@@ -1,5 +1,6 @@
 # make demo | test | setup | test-all | lint | bench | bench-optimize | bench-decode | bench-export |
-# bench-export-memory | bench-scale. Everything is set up on first use; nothing is assumed installed but Python 3.11 and access to PyPI.
+# bench-export-memory | bench-scale | bench-node-suite | fuzz-graphs. Everything is set up on first use; nothing is
+# assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
@@ -16,7 +17,8 @@ SOURCES := $(shell find core exporter passes runtime benchmarks -name '*.py' -o 
 EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
-.PHONY: setup demo test test-all lint bench bench-optimize bench-decode bench-export bench-export-memory bench-scale clean
+.PHONY: setup demo test test-all lint bench bench-optimize bench-decode bench-export bench-export-memory \
+        bench-scale bench-node-suite fuzz-graphs clean
 
 setup: $(VENV)/.wheel
 
@@ -89,6 +91,16 @@ bench-export-memory: setup .venv-peers-export/.requirements
 # How the cost of optimising grows from 1,000 to 100,000 nodes.
 bench-scale: setup
 	@$(BIN)/python -P -m burnish.benchmarks.scale --output build/scale --results benchmarks/results
+
+# ONNX's node tests under burnish and its peers; a quarter of an hour on two cores.
+bench-node-suite: setup .venv-peers/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks.node_suite --peers .venv-peers/bin/python --results benchmarks/results
+
+# Random graphs through the passes; FIRST=10000 COUNT=5000 for others. What is done is kept in build/random-graphs.
+FIRST ?= 0
+COUNT ?= 10000
+fuzz-graphs: setup
+	@$(BIN)/python -P -m burnish.benchmarks.random_graphs --first $(FIRST) --count $(COUNT) --output build/random-graphs
 
 clean:
 	rm -rf build .venv .venv-peers .venv-peers-export *.egg-info

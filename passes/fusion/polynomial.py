@@ -42,11 +42,10 @@ class Polynomial:
 def read_polynomial(value: ir.Value, variables: Sequence[ir.Value]) -> Polynomial | None:
     """The polynomial in `variables` that makes `value`; None when it is not one, or a long one.
 
-    Constants must be scalars whose rank is not above that of the first variable: then every variable
-    keeps its shape.
+    Constants must be scalars whose rank is not above that of the first variable (0 where that is not known,
+    as it may be a scalar): then every variable keeps its shape.
     """
-    max_rank = rank(variables[0])
-    reader = _Reader(tuple(variables), 1 if max_rank is None else max_rank)
+    reader = _Reader(tuple(variables), rank(variables[0]) or 0)
     found = reader.read(value)
     return None if found is None or len(found.nodes) > _MAX_NODES else found
 

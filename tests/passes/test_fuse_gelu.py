@@ -139,6 +139,16 @@ def test_a_constant_that_raises_the_rank_stays() -> None:
     check_pass(FuseGelu(), text, count=0, weights=weights)
 
 
+def test_a_constant_that_may_raise_the_rank_stays() -> None:
+    """Found by `make fuzz-graphs`: nothing says that x has any dim."""
+    text = graph(ERF["torch"], x="float[1] x", y="float[1] y")
+    weights = used(text) | {"half": np.full((1,), 0.5, np.float32)}
+    model = parse(text, weights=weights)
+    model.graph.inputs[0].shape = None
+    assert FuseGelu().rewrite(model, Context()) == 0
+    check_pass(FuseGelu(), text, ["Gelu"], count=1, weights=weights)
+
+
 def test_float16_constants_are_read_at_their_precision() -> None:
     text = graph(ERF["torch"], x="float16[N, 3] x", y="float16[N, 3] y")
     model = parse(text, weights=used(text, np.float16))

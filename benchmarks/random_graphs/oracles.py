@@ -1,0 +1,141 @@
+"""Two that say what a model computes: onnxruntime with its optimiser off, and ONNX's reference evaluator."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, final
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx.reference import ReferenceEvaluator
+
+from burnish.difference import worst
+from burnish.errors import ModelError
+from burnish.feeds import make_feeds
+from burnish.model import signature
+from burnish.runtime.reference import Reference
+
+Arrays = Mapping[str, np.ndarray]
+Run = Callable[[Arrays], Arrays]
+Sizes = Mapping[str, int]
+
+_WANTS_ELEMENTS: Final = re.compile(
+    r"(batch_size|sequence_length) > 0 was false|Updating cos_cache and sin_cache in RotaryEmbedding"
+)
+"""What onnxruntime 1.31's Attention and RotaryEmbedding say of an empty batch or sequence: they fail, and
+compute nothing wrong. No model's manifest allows 0 by default (`DimRange.min` is 1)."""
+_SPECIAL: Final = (np.nan, np.inf, -np.inf, -0.0)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """Inputs of a model at some sizes of its dynamic dims, and what it gives."""
+
+    sizes: Sizes
+    feeds: Arrays
+    expected: Arrays
+
+
+def onnxruntime(model: bytes) -> Run:
+    """By onnxruntime, as the model is written.
+
+    Raises:
+        ModelError: it does not load; calling raises the same where it does not run.
+    """
+    return Reference(model)
+
+
+def evaluator(model: bytes) -> Run:
+    """By ONNX's own evaluator in Python.
+
+    Raises:
+        ModelError: it has no implementation; calling raises the same.
+    """
+    try:
+        session = ReferenceEvaluator(onnx.ModelProto.FromString(model))
+    except Exception as error:
+        raise _unable(error) from error
+
+    def run(feeds: Arrays) -> Arrays:
+        try:
+            with warnings.catch_warnings(), np.errstate(all="ignore"):
+                warnings.simplefilter("ignore")
+                results = session.run(None, dict(feeds))
+        except Exception as error:
+            raise _unable(error) from error
+        return dict(zip(session.output_names, map(np.asarray, results), strict=True))
+
+    return run
+
+
+def _unable(error: Exception) -> ModelError:
+    return ModelError(
+        f"The reference evaluator fails: {type(error).__name__}: {error}.", "Judge it by onnxruntime.",
+        code="MODEL_RUN",
+    )  # fmt: skip
+
+
+def cases(run: Run, model: bytes, sizes: Sequence[Sizes], seed: int, *, special: bool = False) -> list[Case]:
+    """Those of the sizes at which the model runs.
+
+    Args:
+        run: the oracle of `model`.
+        model: whose inputs are made.
+        sizes: of dynamic dims; equal ones of those that the model has count once.
+        seed: of the inputs.
+        special: NaN, infinities and -0.0 among the floats.
+    """
+    specs = signature(ir.from_proto(onnx.ModelProto.FromString(model))).inputs
+    named = {dim for spec in specs for dim in spec.shape or () if isinstance(dim, str)}
+    wanted = [{name: size for name, size in each.items() if name in named} for each in sizes]
+    found = []
+    for number, at in enumerate(wanted):
+        if at in wanted[:number]:
+            continue
+        feeds = make_feeds(specs, at, seed=seed + number)
+        if special:
+            _spoil(feeds, np.random.default_rng([seed, number]))
+        try:
+            found.append(Case(at, feeds, run(feeds)))
+        except ModelError:
+            continue
+    return found
+
+
+def _spoil(feeds: Mapping[str, np.ndarray], rng: np.random.Generator) -> None:
+    for array in feeds.values():
+        if array.dtype.kind == "f" and array.size:
+            places = rng.integers(array.size, size=max(1, array.size // 8))
+            array.reshape(-1)[places] = rng.choice(_SPECIAL, places.size)
+
+
+def apart(run: Run, known: Sequence[Case], tolerance: float, refused: list[str] | None = None) -> str:
+    """Where and how far a model is from what is expected; empty where it is not.
+
+    Args:
+        run: the model.
+        known: what is expected of it.
+        tolerance: allowed `max_rel`.
+        refused: gets what kernels say that take no empty tensors, which is then no failure.
+
+    Raises:
+        ModelError: it does not run.
+    """
+    for case in known:
+        at = ", ".join(f"{name}={size}" for name, size in case.sizes.items()) or "its sizes"
+        try:
+            actual = run(case.feeds)
+        except ModelError as error:
+            if refused is None or 0 not in case.sizes.values() or not _WANTS_ELEMENTS.search(error.what):
+                raise
+            refused.append(f"at {at}: {error.what}")
+            continue
+        found = worst(case.expected, actual)
+        if not found.within(tolerance):
+            return f"{found.name} differs by {found.max_rel:.3g} at {at}"
+    return ""

@@ -1,0 +1,300 @@
+"""What fusions look for, planted in a random graph: as it should be, or nearly.
+
+A near miss has another number, another axis, operands of another shape, or an inner value that is used
+elsewhere too. It is as valid a graph as the other: an optimiser may fuse it only if that is right.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Final, Literal, final
+
+import numpy as np
+
+from burnish.benchmarks.random_graphs.writer import BOOL, FLOAT, Known, MisfitError, Writer
+
+Near = Literal["number", "axis", "broadcast", "elsewhere"]
+NEAR: Final[tuple[Near | None, ...]] = (None, None, None, None, "number", "axis", "broadcast", "elsewhere")
+WIDTH: Final = 8
+"""Of the inputs' last axis."""
+HEADS: Final = 2
+_LAYER_NORM: Final = 17  # is an op from here on
+_LOWEST: Final = float(np.finfo(np.float32).min)
+
+
+@final
+class Plan:
+    """Hands out the parts of a pattern, and spoils one of them."""
+
+    def __init__(self, w: Writer, near: Near | None) -> None:
+        self.w, self.near = w, near
+        self._number = int(w.rng.integers(3))
+        self._start = len(w.nodes)
+
+    def number(self, value: float) -> Known:
+        """A constant scalar, sometimes of rank 1; another one at one place of a near miss."""
+        self._number -= 1
+        if self.near == "number" and self._number < 0:
+            value, self.near = float(self.w.choose((value * 1.25, value + 0.1, -value))), None
+        return self.w.constant(np.full((1,) * int(self.w.rng.integers(2)), value))
+
+    def axis(self, x: Known) -> int:
+        """The last axis."""
+        if self.near == "axis":
+            return int(self.w.rng.integers(x.rank))
+        return int(self.w.choose((-1, x.rank - 1)))
+
+    def vector(self, size: int) -> Known:
+        """A weight for the last axis."""
+        if self.near == "broadcast":
+            return self.w.weight(
+                *self.w.choose(((1, size), (1, 1, size), (1,), (size, 1, size), (1, 1, 1, size)))
+            )
+        return self.w.weight(size)
+
+    def either(self, op: str, a: Known, b: Known) -> Known:
+        """An op that commutes, its operands in any order."""
+        return self.w.on(op, a, b) if self.w.chance(0.5) else self.w.on(op, b, a)
+
+    def end(self, result: Known) -> Known:
+        """The result; where an inner value is to be used elsewhere, it gets another use."""
+        w = self.w
+        inner = [node for node in w.nodes[self._start :] if result.name not in node.output]
+        if self.near == "elsewhere" and inner and not w.depth:
+            name = w.choose(inner).output[0]
+            as_float = Known(w.fresh("seen"), FLOAT, (), rough=True)
+            w.add("Cast", [name], [as_float], to=FLOAT)
+            total = Known(w.fresh("total"), FLOAT, (), rough=True)
+            w.add("ReduceSum", [as_float], [total], keepdims=0)
+            w.wanted.append(total)
+        return result
+
+
+def _suits(x: Known) -> bool:
+    return x.dtype == FLOAT and x.rank >= 2 and x.dims[-1] == WIDTH
+
+
+def gelu(p: Plan, x: Known) -> Known:
+    """By erf, in one of the orders that exporters write, often behind a bias."""
+    w = p.w
+    if w.chance(0.4) and x.dims and isinstance(x.dims[-1], int):
+        x = p.either("Add", x, p.vector(x.dims[-1]))
+    inside = (
+        w.on("Div", x, p.number(math.sqrt(2)))
+        if w.chance(0.5)
+        else p.either("Mul", x, p.number(math.sqrt(0.5)))
+    )
+    more = p.either("Add", w.unary("Erf", inside), p.number(1.0))
+    if w.chance(0.5):
+        return p.either("Mul", p.either("Mul", x, more), p.number(0.5))
+    return p.either("Mul", p.either("Mul", x, p.number(0.5)), more)
+
+
+def tanh_gelu(p: Plan, x: Known) -> Known:
+    """By tanh."""
+    w = p.w
+    cube = w.on("Pow", x, p.number(3.0)) if w.chance(0.5) else w.on("Mul", w.on("Mul", x, x), x)
+    inside = p.either(
+        "Mul", p.either("Add", x, p.either("Mul", cube, p.number(0.044715))), p.number(math.sqrt(2 / math.pi))
+    )
+    more = p.either("Add", w.unary("Tanh", inside), p.number(1.0))
+    return p.either("Mul", p.either("Mul", x, p.number(0.5)), more)
+
+
+def quick_gelu(p: Plan, x: Known) -> Known:
+    """By a sigmoid, of x or of x times a number."""
+    inside = p.either("Mul", x, p.number(1.702)) if p.w.chance(0.5) else x
+    return p.either("Mul", x, p.w.unary("Sigmoid", inside))
+
+
+def _inverse(p: Plan, x: Known, variance: Known, epsilon: float) -> Known:
+    w = p.w
+    root = w.unary("Sqrt", p.either("Add", variance, p.number(epsilon)))
+    return w.on("Div", x, root) if w.chance(0.5) else p.either("Mul", x, w.unary("Reciprocal", root))
+
+
+def _square(p: Plan, x: Known) -> Known:
+    return p.w.on("Pow", x, p.number(2.0)) if p.w.chance(0.5) else p.w.on("Mul", x, x)
+
+
+def layer_norm(p: Plan, x: Known) -> Known:
+    """Written out, with or without scale and shift, often of a sum."""
+    w = p.w
+    x = _sum(p, x)
+    axis = p.axis(x)
+    apart = w.on("Sub", x, w.reduce("ReduceMean", x, [axis], keepdims=True))
+    variance = w.reduce("ReduceMean", _square(p, apart), [axis], keepdims=True)
+    made = _inverse(p, apart, variance, 1e-5)
+    if w.chance(0.8):
+        made = p.either("Mul", made, p.vector(WIDTH))
+        made = p.either("Add", made, p.vector(WIDTH)) if w.chance(0.8) else made
+    return made
+
+
+def rms_norm(p: Plan, x: Known) -> Known:
+    """Root mean square, often of a sum."""
+    x = _sum(p, x)
+    mean = p.w.reduce("ReduceMean", _square(p, x), [p.axis(x)], keepdims=True)
+    made = _inverse(p, x, mean, 1e-6)
+    return p.either("Mul", made, p.vector(WIDTH)) if p.w.chance(0.8) else made
+
+
+def skip_norm(p: Plan, x: Known) -> Known:
+    """LayerNormalization of a sum, with the bias of a Linear before it."""
+    w = p.w
+    if w.opset < _LAYER_NORM:
+        return layer_norm(p, x)
+    if w.chance(0.4):
+        x = p.either("Add", x, p.vector(WIDTH))
+    total = _sum(p, x)
+    inputs = [total, w.weight(WIDTH), *([w.weight(WIDTH)] if w.chance(0.7) else [])]
+    return w.make("LayerNormalization", inputs, total.dims, axis=-1, epsilon=1e-3)
+
+
+def _sum(p: Plan, x: Known) -> Known:
+    """With another value of the same dims; broadcast, in a near miss."""
+    w = p.w
+    if w.chance(0.4):
+        return x
+    others = [y for y in w.values if y.dtype == FLOAT and y.dims == x.dims]
+    if p.near == "broadcast":
+        others = [y for y in w.values if y.dtype == FLOAT and y.dims and fits(y, x)] or others
+    return p.either("Add", x, w.choose(others)) if others else x
+
+
+def fits(narrow: Known, wide: Known) -> bool:
+    """True where one broadcasts to the other without changing it."""
+    pairs = zip(narrow.dims[::-1], wide.dims[::-1], strict=False)
+    return narrow.rank <= wide.rank and all(a in (1, b) for a, b in pairs)
+
+
+def batch_norm(p: Plan, image: Known) -> Known:
+    """A convolution and its normalisation."""
+    w, channels = p.w, int(image.dims[1])
+    group = int(w.choose((1, channels)))
+    weight = w.weight(channels, channels // group, 3, 3)
+    biased = [w.weight(channels)] if w.chance(0.5) else []
+    made = w.make("Conv", [image, weight, *biased], image.dims, pads=[1, 1, 1, 1], group=group)
+    if p.near == "number":
+        made = p.either("Add", made, w.weight(1, channels, 1, 1))
+    if p.near == "axis":
+        made = w.transpose(made, (0, 1, 3, 2))
+    variance = w.constant(np.linspace(0.5, 1.5, channels))
+    inputs = [made, w.weight(channels), w.weight(channels), w.weight(channels), variance]
+    return w.make("BatchNormalization", inputs, made.dims, epsilon=1e-3)
+
+
+def rotary(p: Plan, x: Known, angles: Known) -> Known:
+    """Rotary embedding of heads [batch, heads, sequence, size], by angles [batch, sequence, size / 2]."""
+    w, size = p.w, int(x.dims[-1])
+    both = w.make("Concat", [angles, angles], (*angles.dims[:-1], size), axis=-1)
+    cos, sin = (
+        w.make("Unsqueeze", [w.unary(op, both), w.ints(1)], (both.dims[0], 1, *both.dims[1:]))
+        for op in ("Cos", "Sin")
+    )
+    middle = size // 2 - (p.near == "number")
+    dims = x.dims[:-1]
+    ends = ((0, middle), (middle, 2**62))
+    lower, upper = (
+        w.make("Slice", [x, w.ints(first), w.ints(last), w.ints(-1), w.ints(1)], (*dims, length))
+        for (first, last), length in zip(ends, (middle, size - middle), strict=True)
+    )
+    turned = w.make("Concat", [w.unary("Neg", upper), lower], x.dims, axis=-1)
+    if p.near == "axis":
+        turned = w.make("Concat", [w.unary("Neg", lower), upper], x.dims, axis=-1)
+    return p.either("Add", p.either("Mul", x, cos), p.either("Mul", turned, sin))
+
+
+def attention(p: Plan, x: Known) -> Known:
+    """Self-attention of [batch, sequence, WIDTH], with or without a mask."""
+    w, size = p.w, WIDTH // HEADS
+    order = (0, 2, 1, 3)
+
+    def heads(perm: tuple[int, ...]) -> Known:
+        bias = p.vector(WIDTH) if w.chance(0.3) else w.weight(WIDTH)
+        projected = p.either("Add", w.matmul(x, w.weight(WIDTH, WIDTH)), bias)
+        if projected.dims != x.dims:
+            raise MisfitError("the bias has another shape than what it is added to")
+        target = w.constant((0, 0, HEADS, size), np.int64)
+        split = w.make("Reshape", [projected, target], (*x.dims[:2], HEADS, size))
+        return w.transpose(split, perm)
+
+    query, key = heads(order), heads((0, 2, 3, 1))
+    scores = p.either("Mul", w.matmul(query, key), p.number(size**-0.5))
+    scores = _masked(p, scores)
+    shares = w.unary("Softmax", scores, axis=p.axis(scores))
+    mixed = w.transpose(w.matmul(shares, heads(order)), order)
+    return w.make("Reshape", [mixed, w.constant((0, 0, WIDTH), np.int64)], x.dims)
+
+
+def _masked(p: Plan, scores: Known) -> Known:
+    w = p.w
+    masks = [value for value in w.values if value.name == "attention_mask"]
+    if not masks or masks[0].dims != (scores.dims[0], scores.dims[2]) or w.chance(0.4):
+        return scores
+    axes = (1, 2) if p.near != "broadcast" else (1, 3)
+    dims = (
+        (scores.dims[0], 1, 1, scores.dims[3]) if axes == (1, 2) else (scores.dims[0], 1, scores.dims[2], 1)
+    )
+    wide = w.make("Unsqueeze", [masks[0], w.ints(*axes)], dims)
+    if w.chance(0.5):
+        hidden = w.make("Equal", [wide, w.constant(0, np.int64)], dims, BOOL)
+        return w.make("Where", [hidden, w.constant(w.choose((_LOWEST, -1e4))), scores], scores.dims, FLOAT)
+    off = w.on("Sub", p.number(1.0), w.cast(wide, FLOAT))
+    return p.either("Add", scores, p.either("Mul", off, w.constant(w.choose((_LOWEST, -1e4)))))
+
+
+_Pattern = Callable[[Plan, Known], Known]
+
+
+def _of_row(pattern: _Pattern, rank: int | None = None) -> Callable[[Plan], Known | None]:
+    def planted(p: Plan) -> Known | None:
+        fitting = [x for x in p.w.values if _suits(x) and rank in (None, x.rank)]
+        return pattern(p, p.w.choose(fitting[-4:])) if fitting else None
+
+    return planted
+
+
+def _anywhere(pattern: _Pattern) -> Callable[[Plan], Known | None]:
+    def planted(p: Plan) -> Known | None:
+        fitting = [x for x in p.w.values if x.dtype == FLOAT]
+        return pattern(p, p.w.choose(fitting[-4:])) if fitting else None
+
+    return planted
+
+
+def _image(p: Plan) -> Known | None:
+    fitting = [x for x in p.w.values if x.dtype == FLOAT and x.rank == 4 and x.name.startswith("image")]
+    return batch_norm(p, fitting[0]) if fitting else None
+
+
+def _heads(p: Plan) -> Known | None:
+    values = {x.name: x for x in p.w.values}
+    angles = values["one_angle" if p.near == "broadcast" else "angles"]
+    return rotary(p, values["heads"], angles)
+
+
+PATTERNS: Final[tuple[Callable[[Plan], Known | None], ...]] = (
+    _anywhere(gelu), _anywhere(tanh_gelu), _anywhere(quick_gelu), _of_row(layer_norm), _of_row(layer_norm),
+    _of_row(rms_norm), _of_row(skip_norm), _image, _heads, _of_row(attention, 3), _of_row(attention, 3),
+)  # fmt: skip
+INSIDE: Final = (gelu, quick_gelu)
+"""Patterns that keep the dims, for bodies."""
+
+
+def plant(w: Writer) -> Known | None:
+    """One pattern at random, right or nearly."""
+    plan = Plan(w, w.choose(NEAR))
+    try:
+        made = w.choose(PATTERNS)(plan)
+    except MisfitError:
+        return None
+    return None if made is None else plan.end(made)
+
+
+def plant_inside(w: Writer, x: Known) -> Known:
+    """A pattern that keeps dims, in a body; the value itself where it did not."""
+    plan = Plan(w, w.choose((None, None, "number")))
+    made: Known = w.choose(INSIDE)(plan, x)
+    return made if made.dims == x.dims else x

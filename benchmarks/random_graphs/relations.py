@@ -1,0 +1,219 @@
+"""Changes of a graph that must not matter: what they add is to vanish, and the result to stay."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Final, final
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from burnish.benchmarks.random_graphs.shrink import read_by
+from burnish.passes.registry import PASSES
+
+_FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
+_INTS: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """A value that nodes read, with what is known of it."""
+
+    name: str
+    dtype: int
+    dims: tuple[int | None, ...]
+
+
+Write = Callable[[_Place, "_Draft"], bool]
+"""Appends nodes from the value to the draft's result; False where the value does not suit."""
+
+
+@final
+class _Draft:
+    """Nodes and constants that are to be put in."""
+
+    def __init__(self, rng: np.random.Generator, result: str) -> None:
+        self.rng, self.result = rng, result
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = []
+
+    def add(self, op: str, inputs: list[str], *outputs: str, **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(op, inputs, list(outputs), **attributes))
+
+    def constant(self, array: np.ndarray) -> str:
+        name = f"{self.result}_constant_{len(self.tensors)}"
+        self.tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+
+def _identity(place: _Place, draft: _Draft) -> bool:
+    draft.add("Identity", [place.name], draft.result)
+    return True
+
+
+def _cast(place: _Place, draft: _Draft) -> bool:
+    draft.add("Cast", [place.name], draft.result, to=place.dtype)
+    return True
+
+
+def _transposes(place: _Place, draft: _Draft) -> bool:
+    if len(place.dims) < 2:
+        return False
+    perm = [int(axis) for axis in draft.rng.permutation(len(place.dims))]
+    draft.add("Transpose", [place.name], f"{draft.result}_there", perm=perm)
+    back = [int(axis) for axis in np.argsort(perm)]
+    draft.add("Transpose", [f"{draft.result}_there"], draft.result, perm=back)
+    return True
+
+
+def _plus_zero(kinds: tuple[int, ...]) -> Write:
+    def write(place: _Place, draft: _Draft) -> bool:
+        zero = np.zeros((), helper.tensor_dtype_to_np_dtype(place.dtype))
+        draft.add("Add", [place.name, draft.constant(zero)], draft.result)
+        return place.dtype in kinds
+
+    return write
+
+
+def _split(place: _Place, draft: _Draft) -> bool:
+    axes = [axis for axis, size in enumerate(place.dims) if size is not None and size > 1]
+    if not axes or place.dtype not in (*_FLOATS, *_INTS):
+        return False
+    axis = int(draft.rng.choice(axes))
+    sizes = draft.constant(np.array([1, (place.dims[axis] or 0) - 1]))
+    parts = [f"{draft.result}_first", f"{draft.result}_rest"]
+    draft.add("Split", [place.name, sizes], *parts, axis=axis)
+    draft.add("Concat", parts, draft.result, axis=axis)
+    return True
+
+
+RELATIONS: Final[dict[str, Write]] = {
+    "Identity": _identity,
+    "Cast to the same type": _cast,
+    "Add of integer 0": _plus_zero(_INTS),
+    "Add of 0.0": _plus_zero(_FLOATS),
+    "Transpose there and back": _transposes,
+    "Split and Concat": _split,
+}
+_MISSING: Final = {
+    "Add of 0.0": ("simplify-arithmetic", "it turns -0.0 into 0.0, which no pass may yet decide to ignore"),
+    "Transpose there and back": ("merge-transposes", "no pass joins two Transposes"),
+    "Split and Concat": ("merge-concats-splits", "no pass joins what was split"),
+}
+"""The pass that is to remove what is put in, and why it stays while burnish has no pass of that name."""
+_SHAPE_OF_PART: Final = 15  # Shape has start and end from here on
+_OLD_SHAPE: Final = "below opset 15 sizes are not read from inputs, but where they are read first"
+_BEHIND_LOOPS: Final = "the analysis of shapes says nothing of what a Loop gives, not even its type"
+
+
+def why_it_stays(relation: str, model: bytes) -> str:
+    """Why what is put in may be left; empty where it must vanish."""
+    name, why = _MISSING.get(relation, ("", ""))
+    if name and name not in PASSES:
+        return f"{name} is missing: {why}"
+    loops = any(node.op_type == "Loop" for node in onnx.ModelProto.FromString(model).graph.node)
+    return _BEHIND_LOOPS if loops and relation != "Identity" else ""
+
+
+def why_order_matters(model: bytes) -> str:
+    """Why another order of the nodes may leave other operators; empty where it must not."""
+    opsets = {
+        imported.domain: imported.version for imported in onnx.ModelProto.FromString(model).opset_import
+    }
+    return _OLD_SHAPE if opsets[""] < _SHAPE_OF_PART else ""
+
+
+def insert(model: bytes, relation: str, seed: int) -> bytes | None:
+    """The model with that put in behind a value; None where there is no value that it suits."""
+    proto, rng = onnx.ModelProto.FromString(model), np.random.default_rng([seed, 2])
+    places = _places(proto)
+    for number in rng.permutation(len(places)):
+        place = places[int(number)]
+        draft = _Draft(rng, f"{place.name}_again")
+        if RELATIONS[relation](place, draft):
+            return _put_in(proto, place, draft)
+    return None
+
+
+def _places(proto: onnx.ModelProto) -> list[_Place]:
+    """Values of known type that a node of the main graph reads; not those of constants."""
+    graph = onnx.shape_inference.infer_shapes(proto, data_prop=True).graph
+    read = {name for node in graph.node for name in node.input}
+    read -= {node.output[0] for node in graph.node if node.op_type == "Constant"}
+    found = []
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        kind = info.type.tensor_type
+        if info.name in read and kind.elem_type and kind.HasField("shape"):
+            sizes = (dim.dim_value if dim.HasField("dim_value") else None for dim in kind.shape.dim)
+            found.append(_Place(info.name, kind.elem_type, tuple(sizes)))
+    return found
+
+
+def _put_in(proto: onnx.ModelProto, place: _Place, draft: _Draft) -> bytes:
+    nodes: list[onnx.NodeProto] = []
+    if any(info.name == place.name for info in proto.graph.input):
+        nodes.extend(draft.nodes)
+    for node in proto.graph.node:
+        node.input[:] = [draft.result if name == place.name else name for name in node.input]
+        nodes.append(node)
+        if place.name in node.output:
+            nodes.extend(draft.nodes)
+    return _with_nodes(proto, nodes, [*proto.graph.initializer, *draft.tensors])
+
+
+def _with_nodes(
+    proto: onnx.ModelProto, nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto]
+) -> bytes:
+    result = onnx.ModelProto.FromString(proto.SerializeToString())
+    del result.graph.node[:], result.graph.initializer[:]
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(tensors)
+    return bytes(result.SerializeToString(deterministic=True))
+
+
+def shuffle(model: bytes, seed: int) -> bytes:
+    """The model with its nodes in another valid order, and its initializers too."""
+    proto, rng = onnx.ModelProto.FromString(model), np.random.default_rng([seed, 3])
+    made = {name for node in proto.graph.node for name in node.output if name}
+    waiting, nodes, done = list(proto.graph.node), list[onnx.NodeProto](), set[str]()
+    while waiting:
+        ready = [node for node in waiting if read_by([node]) & made <= done]
+        node = ready[int(rng.integers(len(ready)))]
+        waiting.remove(node)
+        nodes.append(node)
+        done.update(node.output)
+    tensors = [proto.graph.initializer[int(i)] for i in rng.permutation(len(proto.graph.initializer))]
+    return _with_nodes(proto, nodes, tensors)
+
+
+def rename(model: bytes, seed: int) -> bytes:
+    """The model with other names for all values but its inputs and outputs."""
+    proto, rng = onnx.ModelProto.FromString(model), np.random.default_rng([seed, 4])
+    fixed = {info.name for info in (*proto.graph.input, *proto.graph.output)}
+    names = _all_names(proto.graph) - fixed
+    numbers = rng.permutation(len(names))
+    new = {name: f"v{number}" for name, number in zip(sorted(names), numbers, strict=True)}
+    todo = [proto.graph]
+    while todo:
+        graph = todo.pop()
+        for tensor in graph.initializer:
+            tensor.name = new.get(tensor.name, tensor.name)
+        for info in (*graph.input, *graph.output, *graph.value_info):
+            info.name = new.get(info.name, info.name)
+        for node in graph.node:
+            node.input[:] = [new.get(name, name) for name in node.input]
+            node.output[:] = [new.get(name, name) for name in node.output]
+            todo.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def _all_names(graph: onnx.GraphProto) -> set[str]:
+    names = {tensor.name for tensor in graph.initializer} | {info.name for info in graph.input}
+    for node in graph.node:
+        names.update(filter(None, node.output))
+        for attribute in node.attribute:
+            names |= _all_names(attribute.g)
+    return names

@@ -1,0 +1,146 @@
+"""The generator, the judges, the shrinker, and the command."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from click.testing import CliRunner
+
+from burnish.benchmarks.random_graphs import campaign
+from burnish.benchmarks.random_graphs.__main__ import main
+from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe
+from burnish.benchmarks.random_graphs.examine import Subject, examine
+from burnish.benchmarks.random_graphs.generate import SIZES, generate
+from burnish.benchmarks.random_graphs.oracles import cases, evaluator, onnxruntime
+from burnish.benchmarks.random_graphs.shrink import read_by
+from burnish.model import to_bytes
+from burnish.passes.base import Context, Numerics, Pass, all_graphs
+from burnish.target import TARGETS
+from burnish.testing import parse
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong(Pass):
+    """Makes every op of one kind another."""
+
+    name: ClassVar[str] = "wrong"
+    numerics: ClassVar[Numerics] = Numerics.EXACT
+
+    old: str = "Tanh"
+    new: str = "Sigmoid"
+
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        nodes = [node for graph in all_graphs(model) for node in graph if node.op_type == self.old]
+        for node in nodes:
+            context.permit(node)
+            node.op_type = self.new
+        return len(nodes)
+
+
+TEXT = """
+    g (float[b, s, 4] x, float[b, s, 4] y) => (float[b, s, 4] z, float[b, s, 4] w) {
+        a = Add (x, y)
+        m = Mul (a, a)
+        t = Tanh (m)
+        n = Neg (t)
+        z = Exp (n)
+        w = Abs (a)
+    }
+"""
+
+
+def subject(model: bytes) -> Subject:
+    return Subject(model, cases(onnxruntime(model), model, SIZES, 0))
+
+
+def test_a_seed_is_a_graph() -> None:
+    assert generate(5).model == generate(5).model
+    assert generate(5).model != generate(6).model
+
+
+def test_graphs_are_valid_mixed_and_of_the_size_that_is_wanted() -> None:
+    ops, sizes, types = Counter[str](), [], set()
+    for seed in range(150):
+        proto = generate(seed).proto()
+        onnx.checker.check_model(proto, full_check=True)
+        ops.update(node.op_type for node in proto.graph.node)
+        sizes.append(len(proto.graph.node))
+        types |= {info.type.tensor_type.elem_type for info in proto.graph.input}
+        assert {info.name for info in proto.graph.input} <= read_by(proto.graph.node)
+    assert min(sizes) >= 3
+    assert np.quantile(sizes, 0.9) <= 30
+    assert len(ops) > 50
+    assert {"If", "Loop", "Conv", "Softmax", "LayerNormalization", "Where", "Split", "Erf"} <= ops.keys()
+    assert len(types) == 4
+
+
+def test_a_right_pass_is_right() -> None:
+    assert examine(subject(to_bytes(parse(TEXT))), [Wrong("Sin", "Cos")], TARGETS["cpu"]) is None
+
+
+def test_a_wrong_pass_is_named_and_its_model_made_small() -> None:
+    tally = Tally()
+    passes = [Wrong("Sin", "Cos"), Wrong(), Wrong("Cosh", "Sinh")]
+    check_recipe("made up", subject(to_bytes(parse(TEXT))), passes, TARGETS["cpu"], 0, tally)
+    (found,) = tally.found
+    assert found.failure.kind == "different"
+    assert found.step == "wrong"
+    small = onnx.ModelProto.FromString(found.model).graph
+    assert [node.op_type for node in small.node] == ["Tanh"]
+    assert [output.name for output in small.output] == ["t"]
+    assert {name: array.size for name, array in found.feeds.items()} == {"m": 4}
+
+
+def test_an_invalid_model_and_an_exception_are_failures() -> None:
+    def kind(pass_: Pass) -> str:
+        found = examine(subject(to_bytes(parse(TEXT))), [pass_], TARGETS["cpu"])
+        return "" if found is None else found.kind
+
+    class Raises(Wrong):
+        def rewrite(self, model: ir.Model, context: Context) -> int:
+            raise ZeroDivisionError
+
+    class Doubles(Wrong):
+        def rewrite(self, model: ir.Model, context: Context) -> int:
+            model.doc_string = f"{model.doc_string}again"
+            return 1
+
+    assert kind(Wrong("Tanh", "NoSuchOp")) == "invalid"
+    assert kind(Raises()) == "exception"
+    assert kind(Doubles()) == "twice"
+
+
+def test_two_oracles_that_differ_judge_nothing() -> None:
+    model = to_bytes(parse(TEXT))
+    known = cases(onnxruntime(model), model, SIZES, 0)
+    off = [dataclasses.replace(known[0], expected={**known[0].expected, "z": known[0].expected["z"] + 1})]
+    judged = Subject(model, [*off, *known[1:]])
+    assert len(judged.disagreements) == 1
+    assert len(judged.cases) == len(judged.second) == len(known) - 1
+    assert evaluator(model)(known[0].feeds).keys() == {"z", "w"}
+
+
+def test_the_command_keeps_failures_and_does_not_do_a_block_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "recipe", lambda: (Wrong("Add", "Sub"),))
+    run = ["--first", "4", "--count", "3", "--output", str(tmp_path)]
+    first = CliRunner().invoke(main, run)
+    assert first.exit_code == 1, first.output
+    (block,) = (tmp_path / "done").iterdir()
+    failures = json.loads(block.read_text())["failures"]
+    assert failures
+    assert all(Path(each["model"]).exists() for each in failures)
+    assert {each["pass"] for each in failures if each["check"].startswith("recipe")} == {
+        "wrong{old=Add,new=Sub}"
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr("burnish.benchmarks.random_graphs.__main__.check_seeds", None)
+        again = CliRunner().invoke(main, run)
+    assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
