@@ -88,7 +88,7 @@ class Rule(Pass):
         """
         ways = _ways(self)
         _know_constants(model)
-        done, facts = 0, functools.cache(lambda: Shapes(model))
+        done, facts = 0, functools.cache(lambda: context.shapes(model))
         for scope in scopes(model):
             for node in list(scope.graph):
                 if node.graph is not None and ways.may_end_in(node):

@@ -14,12 +14,15 @@ import enum
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 import onnx_ir as ir
 
 from burnish.target import TARGETS, Target
+
+if TYPE_CHECKING:
+    from burnish.passes.shapes import Shapes
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by value name."""
@@ -117,6 +120,8 @@ class Context:
     """Called ahead of the first rewrite, when the model is still as it was."""
     limit: int | None = None
     """At most this many rewrites; None: no limit. Bisection sets it."""
+    facts: list[tuple[ir.Model, Shapes]] = dataclasses.field(default_factory=list)
+    """What `shapes` found last, while it is true."""
     rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
     misses: list[Miss] = dataclasses.field(default_factory=list)
     measured: list[str] = dataclasses.field(default_factory=list)
@@ -131,8 +136,17 @@ class Context:
             return False
         if self.before_first is not None and not self.rewrites:
             self.before_first()
+        self.facts.clear()
         self.rewrites.append(Rewrite(*_place(where)))
         return True
+
+    def shapes(self, model: ir.Model) -> Shapes:
+        """What is known of every value; kept from pass to pass while nothing is rewritten."""
+        from burnish.passes.shapes import Shapes  # here: that module imports this one
+
+        if not self.facts or self.facts[0][0] is not model:
+            self.facts[:] = [(model, Shapes(model))]
+        return self.facts[0][1]
 
     def miss(self, where: ir.Node | ir.Value, why: str) -> None:
         """Record why a pattern did not fire at `where`."""

@@ -164,7 +164,7 @@ class Round:
     @cached_property
     def shapes(self) -> Shapes:
         """What is known of every value."""
-        return Shapes(self.model)
+        return self.context.shapes(self.model)
 
     def call(self, node: ir.Node) -> Call:
         """A node with the facts of its inputs."""

@@ -82,7 +82,7 @@ class LowerKvCache(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many layers were lowered: all that have a cache, or none."""
-        shapes = Shapes(model)
+        shapes = context.shapes(model)
         layers, misses = read_layers(model.graph, shapes)
         if layers and not misses:
             misses = list(self._obstacles(model, layers, shapes, context.target))

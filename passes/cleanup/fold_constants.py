@@ -14,7 +14,7 @@ from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_
 from burnish.passes.cleanup.evaluation import CLOSE, EXACT, MOVING, evaluate
 from burnish.passes.cleanup.inline_branch import inline_branch
 from burnish.passes.editing import Editor, is_templated
-from burnish.passes.shapes import Fact, Shapes
+from burnish.passes.shapes import Fact
 
 # What numpy does in one sweep; other operators are evaluated by slow reference code.
 _FAST: Final = MOVING | {"Add", "Div", "Mul", "Neg", "Sqrt", "Sub"}
@@ -60,7 +60,7 @@ class _Folder:
 
     def __init__(self, max_bytes: int, model: ir.Model, context: Context) -> None:
         self._max_bytes, self._model, self._context = max_bytes, model, context
-        self._editor, self._shapes = Editor(model), Shapes(model)
+        self._editor, self._shapes = Editor(model), context.shapes(model)
         self._misses: list[tuple[ir.Node, str]] = []
 
     def report(self) -> None:

@@ -27,7 +27,7 @@ class InferShapes(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return for how many values something was written."""
-        return _visit(model.graph, Shapes(model), context)
+        return _visit(model.graph, context.shapes(model), context)
 
 
 def _visit(graph: ir.Graph, shapes: Shapes, context: Context) -> int:

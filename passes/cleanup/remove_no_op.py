@@ -41,7 +41,7 @@ class RemoveNoOp(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes were removed."""
-        editor, shapes, removed = Editor(model), Shapes(model), 0
+        editor, shapes, removed = Editor(model), context.shapes(model), 0
         for graph in all_graphs(model):
             for node in list(graph):
                 source = None if node.graph is None else _handed_through(node, shapes)

@@ -31,7 +31,7 @@ class RemoveSequences(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many sequences were removed."""
-        shapes, editor = Shapes(model), Editor(model)
+        shapes, editor = context.shapes(model), Editor(model)
         return sum(
             _remove(node, scope, context, shapes, editor)
             for scope in scopes(model)

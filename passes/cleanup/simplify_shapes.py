@@ -14,7 +14,7 @@ from burnish.passes.cleanup.sizes import Sizes
 from burnish.passes.dims import Dim
 from burnish.passes.editing import Editor
 from burnish.passes.shape_rules import shape_bounds
-from burnish.passes.shapes import Fact, Shape, Shapes
+from burnish.passes.shapes import Fact, Shape
 
 _Key = tuple[ir.DataType | None, int | None, Shape]
 
@@ -51,7 +51,7 @@ class SimplifyShapes(Pass):
 class _Simplifier:
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._model, self._context, self._editor = model, context, Editor(model)
-        self._shapes = Shapes(model)
+        self._shapes = context.shapes(model)
         self._sizes = Sizes(model, self._shapes, self._editor)
         self._misses: list[ir.Node] = []
 

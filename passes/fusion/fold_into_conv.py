@@ -36,7 +36,7 @@ class FoldIntoConv(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many constants and Pads were folded."""
-        before, shapes = len(context.rewrites), _Lazy(model)
+        before, shapes = len(context.rewrites), _Lazy(model, context)
         for scope in scopes(model):
             for node in list(scope.graph):
                 if node.graph is None:
@@ -52,13 +52,13 @@ class FoldIntoConv(Pass):
 class _Lazy:
     """Facts, found when they are first asked for."""
 
-    def __init__(self, model: ir.Model) -> None:
-        self._model, self._shapes = model, list[Shapes]()
+    def __init__(self, model: ir.Model, context: Context) -> None:
+        self._model, self._context, self._shapes = model, context, list[Shapes]()
 
     def get(self) -> Shapes:
         """The facts."""
         if not self._shapes:
-            self._shapes.append(Shapes(self._model))
+            self._shapes.append(self._context.shapes(self._model))
         return self._shapes[0]
 
 

@@ -53,7 +53,7 @@ class FuseAttention(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many attentions were fused."""
-        shapes, editor = Shapes(model), Editor(model)
+        shapes, editor = context.shapes(model), Editor(model)
         shared: Shared = {}
         done = 0
         for scope in scopes(model):

@@ -30,7 +30,7 @@ class UnpackAttention(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many projections were taken out."""
-        shapes = Shapes(model)
+        shapes = context.shapes(model)
         return sum(
             _unpack(node, scope, shapes, context)
             for scope in scopes(model)
