@@ -101,7 +101,7 @@ def run_recipe(
     recipe: Recipe,
     model: ir.Model,
     context: Context,
-    check: Checker,
+    check: Checker | None,
     *,
     on_mismatch: OnMismatch = "refuse",
     progress: Progress | None = None,
@@ -112,7 +112,8 @@ def run_recipe(
         recipe: the passes, in order.
         model: left untouched.
         context: what passes may ask for; each pass gets a fresh log.
-        check: compares two models (see `Checker`).
+        check: compares two models (see `Checker`). None: nothing is compared, and no copy kept to go back to,
+            which is for measuring what the passes cost.
         on_mismatch: `refuse` raises; `rollback` goes on without the pass, and its receipt says so.
         progress: called before each pass.
 
@@ -126,11 +127,13 @@ def run_recipe(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
     current, receipts, misses = copy_model(model), [], []
+    nodes = node_count(current)
     with _few_collections():
         for number, pass_ in enumerate(recipe.passes):
             if progress is not None:
                 progress(str(pass_), number, len(recipe.passes))
-            current, receipt, missed = _step(pass_, current, context, check, on_mismatch)
+            current, receipt, missed = _step(pass_, current, nodes, context, check, on_mismatch)
+            nodes = receipt.nodes_after
             receipts.append(receipt)
             misses.append(missed)
     if progress is not None:
@@ -150,24 +153,31 @@ def _few_collections() -> Iterator[None]:
 
 
 def _step(
-    pass_: Pass, current: ir.Model, context: Context, check: Checker, on_mismatch: OnMismatch
+    pass_: Pass,
+    current: ir.Model,
+    nodes: int,
+    context: Context,
+    check: Checker | None,
+    on_mismatch: OnMismatch,
 ) -> tuple[ir.Model, Receipt, tuple[Miss, ...]]:
     started, numerics = time.perf_counter(), pass_.numerics.on(current)
-    work = _Work(current, in_place=_keeps_to_the_rules(pass_))
+    work = _Work(current, in_place=_keeps_to_the_rules(pass_), to_compare=check is not None)
     try:
         log = work.apply(pass_, context, None)
     except PassError as failure:
         if on_mismatch == "refuse":
             raise
-        return work.before, _rolled_back(pass_, work.before, failure, started), ()
+        return work.before, _rolled_back(pass_, nodes, failure, started), ()
     before, candidate, misses = work.before, work.after, tuple(log.misses)
     receipt = Receipt(
         step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(),
-        nodes_before=node_count(before), nodes_after=node_count(candidate), notes=_notes(log),
+        nodes_before=nodes, nodes_after=node_count(candidate) if log.rewrites else nodes, notes=_notes(log),
         measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
         return before, _stamp(receipt, started, status="unchanged"), misses
+    if check is None:
+        return candidate, _stamp(receipt, started), misses
     verdict = check(before, candidate, numerics)
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
@@ -187,8 +197,7 @@ def _step(
     return before, receipt, misses
 
 
-def _rolled_back(pass_: Pass, current: ir.Model, error: PassError, started: float) -> Receipt:
-    nodes = node_count(current)
+def _rolled_back(pass_: Pass, nodes: int, error: PassError, started: float) -> Receipt:
     receipt = Receipt(
         step=str(pass_), status="rolled-back", numerics=pass_.numerics.name.lower(), nodes_before=nodes,
         nodes_after=nodes, notes=(f"rolled back: {error.what}",),
@@ -203,10 +212,11 @@ class _Work:
     Args:
         model: stays as it is, unless `in_place`.
         in_place: the model itself is rewritten, and copied only when the pass is about to change something.
+        to_compare: it is copied then; otherwise `before` becomes `after`.
     """
 
-    def __init__(self, model: ir.Model, *, in_place: bool) -> None:
-        self.before = model
+    def __init__(self, model: ir.Model, *, in_place: bool, to_compare: bool = True) -> None:
+        self.before, self._to_compare = model, to_compare
         self.after = model if in_place else copy_model(model)
         self._memory: Memory | None = None
 
@@ -233,7 +243,7 @@ class _Work:
         return log
 
     def _keep(self) -> None:
-        if self.after is self.before:
+        if self.after is self.before and self._to_compare:
             self.before = copy_model(self.after)
         self._memory = remember(self.after)
 

@@ -6,13 +6,15 @@ import dataclasses
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, bodies
 
-Kind = tuple[ir.DataType, tuple[int, ...]]
+Kind = tuple[ir.DataType, tuple[int, ...], bytes]
+_LARGE: Final = 1 << 14  # bytes from which on some elements are compared before all are read
+_SAMPLE: Final = 64  # elements at each end
 
 
 @final
@@ -20,7 +22,7 @@ Kind = tuple[ir.DataType, tuple[int, ...]]
 class DeduplicateInitializers(Pass):
     """Keep one of several equal initializers, such as weights that were tied before export.
 
-    Only tensors that share dtype and shape with another are read. An initializer of a subgraph gives way to
+    Only tensors that share dtype, shape and their first and last elements with another are read whole. An initializer of a subgraph gives way to
     an equal one of a graph around it, never the other way round. Kept: initializers that are inputs (a caller
     may replace them) or outputs (names stay).
     """
@@ -72,10 +74,15 @@ def _inside(graph: ir.Graph) -> Iterator[ir.Graph]:
 
 
 def _kind(value: ir.Value) -> Kind:
+    """Type, shape and, of a large tensor, some elements: mostly enough to tell two apart."""
     tensor = value.const_value
     if tensor is None:
-        return ir.DataType.UNDEFINED, ()
-    return tensor.dtype, tuple(int(size) for size in tensor.shape.numpy())
+        return ir.DataType.UNDEFINED, (), b""
+    sample = b""
+    if tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE:
+        flat = tensor.numpy().reshape(-1)
+        sample = flat[:_SAMPLE].tobytes() + flat[-_SAMPLE:].tobytes()
+    return tensor.dtype, tuple(int(size) for size in tensor.shape.numpy()), sample
 
 
 def _digest(tensor: ir.TensorProtocol) -> bytes:
