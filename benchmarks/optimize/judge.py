@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import onnx_ir as ir
@@ -19,6 +20,8 @@ from burnish.checking import DifferentialChecker
 from burnish.model import histogram, node_count
 from burnish.passes.base import Numerics
 from burnish.sources import open_source
+
+_KEPT: Final = 200  # characters of a reason
 
 
 class Judgement(msgspec.Struct):
@@ -74,7 +77,7 @@ def main(source: str, *results: str) -> None:
         try:
             _judge(found, original.model, checker)
         except Exception as error:  # noqa: BLE001 - whatever it is, the row says it
-            found.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+            found.failure = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_KEPT]
         print(msgspec.json.encode(found).decode(), flush=True)
 
 
@@ -85,7 +88,7 @@ def _judge(found: Judgement, original: ir.Model, checker: DifferentialChecker) -
     found.nodes, found.ops = node_count(result), histogram(result)
     numerics = Numerics.ROUNDING.on(original)
     verdict = checker(original, result, numerics)
-    found.compared, found.failure = len(verdict.assignments), verdict.failure
+    found.compared, found.failure = len(verdict.assignments), " ".join(verdict.failure.split())[:_KEPT]
     if not verdict.failure:
         found.error = verdict.difference.max_rel
         found.equal = verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm)
