@@ -139,12 +139,13 @@ def _again(steps: Sequence[Pass], target: Target, failure: Failure) -> Fails:
 
 
 def _sizes(model: onnx.ModelProto, feeds: Arrays) -> dict[str, int]:
-    """Sizes by name, or by place: what is empty is to be known as such."""
-    sizes: dict[str, int] = {}
-    for info in model.graph.input:
-        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-            sizes[dim.dim_param or f"{info.name}.{axis}"] = feeds[info.name].shape[axis]
-    return sizes
+    """Of the dynamic dims."""
+    return {
+        dim.dim_param: feeds[info.name].shape[axis]
+        for info in model.graph.input
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim)
+        if dim.dim_param
+    }
 
 
 def _smallest(model: bytes, known: Sequence[Case], fails: Fails) -> tuple[bytes, Arrays]:

@@ -100,7 +100,7 @@ RELATIONS: Final[dict[str, Write]] = {
 }
 _MISSING: Final = {
     "Add of 0.0": ("simplify-arithmetic", "it turns -0.0 into 0.0, which no pass may yet decide to ignore"),
-    "Transpose there and back": ("merge-transposes", "no pass joins two Transposes"),
+    "Transpose there and back": ("merge-transposes", "merge-reshapes joins most, not those behind a Reshape"),
     "Split and Concat": ("merge-concats-splits", "no pass joins what was split"),
 }
 """The pass that is to remove what is put in, and why it stays while burnish has no pass of that name."""

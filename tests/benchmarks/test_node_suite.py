@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner
+from onnx.backend.test.case.test_case import TestCase as Case
 
 from burnish.benchmarks.node_suite import __main__ as command
 from burnish.benchmarks.node_suite import serving
@@ -17,7 +18,11 @@ from burnish.benchmarks.node_suite.report import Row, markdown
 from burnish.target import TARGETS
 from burnish.testing import parse
 
-CASE = next(case for case in cases() if case.name == "test_add")
+
+def add() -> Case:
+    """A sum of two inputs [3, 4, 5]."""
+    return next(case for case in cases() if case.name == "test_add")
+
 
 TOOL = f"""
 import os, sys
@@ -57,18 +62,18 @@ def test_a_process_that_says_nothing_is_a_crash() -> None:
 
 def test_frozen_inputs_are_initializers() -> None:
     def inputs(variant: str) -> tuple[list[str], list[str], list[str]]:
-        model, feeds = runnable(CASE, variant)  # type: ignore[arg-type]
+        model, feeds = runnable(add(), variant)  # type: ignore[arg-type]
         graph = model.graph
         return [i.name for i in graph.input], [t.name for t in graph.initializer], list(feeds)
 
     assert inputs("as is") == (["x", "y"], [], ["x", "y"])
     assert inputs("one frozen") == (["x"], ["y"], ["x"])
     assert inputs("all frozen") == ([], ["x", "y"], [])
-    assert runnable(CASE, "named")[0].graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n3"
+    assert runnable(add(), "named")[0].graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n3"
 
 
 def test_what_an_optimiser_made_is_judged() -> None:
-    found = prepare(CASE, "as is")
+    found = prepare(add(), "as is")
     assert found is not None
     proto = onnx.ModelProto.FromString(found.model)
     assert found.judge(found.model, 0.0).kind == "same"
