@@ -29,7 +29,7 @@ from burnish.passes.recipes import optimize_recipe, quantize_recipe
 from burnish.passes.runner import OnMismatch, Outcome, Progress, Verdict, run_recipe
 from burnish.passes.third_party import package_of
 from burnish.sources import ModelLike, Source, left_out, need_output, open_source
-from burnish.target import OWN_IN_DEFAULT_DOMAIN, Target, get_target
+from burnish.target import Target, get_target, is_own
 from burnish.versions import versions
 from burnish.workbench import Workbench
 
@@ -243,7 +243,8 @@ def _manifest(
     text = ",".join(filter(None, (before.recipe, ",".join(kept))))
     model, local = outcome.model, {function.domain for function in outcome.model.functions.values()}
     nodes = [*model.graph.all_nodes(), *(n for f in model.functions.values() for n in f.all_nodes())]
-    portable = not any(node.domain not in local and _is_bound(node) for node in nodes)
+    opset = model.graph.opset_imports.get("", 1)
+    portable = not any(node.domain not in local and _is_bound(node, opset) for node in nodes)
     return msgspec.structs.replace(
         signature(outcome.model, before), recipe=text, receipts=(*before.receipts, *receipts),
         target="portable" if portable else target.name, versions=versions(list(filter(None, theirs))),
@@ -251,9 +252,9 @@ def _manifest(
     )  # fmt: skip
 
 
-def _is_bound(node: ir.Node) -> bool:
+def _is_bound(node: ir.Node, opset: int) -> bool:
     """Ops outside the standard run only where the target's runtime has a kernel."""
-    return node.domain not in ("", "ai.onnx") or node.op_type in OWN_IN_DEFAULT_DOMAIN
+    return node.domain not in ("", "ai.onnx") or is_own(node.op_type, opset)
 
 
 def read_recipe(given: str | Recipe | Path | None, default: Recipe) -> Recipe:

@@ -23,7 +23,7 @@ from burnish.passes.recipe import Recipe
 from burnish.passes.runner import Outcome
 from burnish.target import OWN_IN_DEFAULT_DOMAIN
 
-_FUSED: Final = OWN_IN_DEFAULT_DOMAIN | {
+_FUSED: Final = OWN_IN_DEFAULT_DOMAIN.keys() | {
     "Attention", "Gelu", "GroupNormalization", "LayerNormalization", "RMSNormalization", "RotaryEmbedding",
     "Swish", "TensorScatter",
 }  # fmt: skip

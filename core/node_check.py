@@ -12,7 +12,7 @@ from typing import Final
 import onnx
 
 from burnish.errors import ModelError, nearest, shown
-from burnish.target import OWN_IN_DEFAULT_DOMAIN
+from burnish.target import is_own
 
 Functions = Mapping[tuple[str, str, str], onnx.FunctionProto]
 """Model-local functions by domain, name and overload."""
@@ -72,7 +72,7 @@ def check_node(
     if function is not None:
         _check_count(node, "inputs", len(node.input), (0, len(function.input)))
         _check_count(node, "outputs", len(node.output), (0, len(function.output)))
-    elif not domain and node.op_type in OWN_IN_DEFAULT_DOMAIN:
+    elif not domain and is_own(node.op_type, opsets.get("", 2**31)):
         return
     elif domain in _DOMAINS and domain in opsets:
         _check_schema(node, domain, opsets[domain])

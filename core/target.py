@@ -16,24 +16,24 @@ CacheForm = Literal["group-query", "tensor-scatter"]
 """The operators that update a key and value cache in place: GroupQueryAttention, or TensorScatter."""
 
 _CONTRIB: Final = "com.microsoft"
-OWN_IN_DEFAULT_DOMAIN: Final = frozenset({"SimplifiedLayerNormalization"})
-"""Ops that onnxruntime has in the default domain, although no opset of ONNX knows them."""
+OWN_IN_DEFAULT_DOMAIN: Final = {"LayerNormalization": 17, "SimplifiedLayerNormalization": 2**31}
+"""Ops that onnxruntime has in the default domain below the opset that brings them to ONNX (2**31: never)."""
 _CPU_CONTRIB: Final = frozenset(
     {
         "Attention", "BiasGelu", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "FastGelu",
         "FusedConv", "FusedGemm", "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupQueryAttention",
-        "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QAttention", "QGemm", "QLinearAdd",
-        "QLinearMul", "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization",
+        "LayerNormalization", "MatMulIntegerToFloat", "MatMulNBits", "MultiHeadAttention", "QAttention",
+        "QGemm", "QLinearAdd", "QLinearMul", "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization",
         "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
 _CUDA_CONTRIB: Final = frozenset(
     {
         "Attention", "BiasGelu", "BiasSplitGelu", "EmbedLayerNormalization", "FastGelu", "FusedConv",
-        "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupNorm", "GroupQueryAttention", "MatMulNBits",
-        "MultiHeadAttention", "PackedAttention", "PagedAttention", "QuickGelu", "RotaryEmbedding",
-        "SimplifiedLayerNormalization", "SkipGroupNorm", "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
+        "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupNorm", "GroupQueryAttention",
+        "LayerNormalization", "MatMulNBits", "MultiHeadAttention", "PackedAttention", "PagedAttention",
+        "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipGroupNorm",
+        "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
 # Standard ops that onnxruntime has no kernel for and inlines as functions (slow, and never fused).
@@ -84,8 +84,8 @@ class Target:
     provider: str
     """onnxruntime's name of the execution provider."""
     contrib: frozenset[str] = frozenset()
-    """onnxruntime's own ops that have a kernel: those of domain com.microsoft, and
-    SimplifiedLayerNormalization, which it has in the default domain."""
+    """onnxruntime's own ops that have a kernel: those of domain com.microsoft, and those that it has in the
+    default domain (`OWN_IN_DEFAULT_DOMAIN`)."""
     inlined: frozenset[str] = frozenset()
     """Standard ops without a kernel, which onnxruntime replaces by their function body."""
     qdq: QdqRules | None = None
@@ -153,6 +153,11 @@ TARGETS: Final[dict[str, Target]] = {
         ),
     )
 }
+
+
+def is_own(op_type: str, opset: int) -> bool:
+    """True for an op of the default domain that onnxruntime has at that opset, but ONNX has not."""
+    return opset < OWN_IN_DEFAULT_DOMAIN.get(op_type, 0)
 
 
 def get_target(name: str) -> Target:

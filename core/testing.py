@@ -14,7 +14,7 @@ from burnish.feeds import assignments, make_feeds
 from burnish.manifest import DimRange
 from burnish.model import copy_model, signature, to_bytes
 from burnish.passes.base import Context, Numerics, Pass
-from burnish.target import OWN_IN_DEFAULT_DOMAIN
+from burnish.target import is_own
 
 
 def parse(text: str, *, opset: int = 20, weights: Mapping[str, np.ndarray] | None = None) -> ir.Model:
@@ -124,7 +124,7 @@ def _assert_limit(pass_: Pass, original: ir.Model, context: Context, made: int) 
 def _assert_valid(model: ir.Model) -> None:
     proto = ir.to_proto(model)
     for node in proto.graph.node:
-        if node.op_type in OWN_IN_DEFAULT_DOMAIN:
+        if is_own(node.op_type, model.graph.opset_imports.get("", 1)):
             node.domain = "com.microsoft"  # where the checker leaves it alone
     onnx.checker.check_model(proto, full_check=False)
 

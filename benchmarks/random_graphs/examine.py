@@ -15,7 +15,7 @@ from burnish.errors import ModelError
 from burnish.model import copy_model, to_bytes
 from burnish.passes.base import Context, Pass
 from burnish.region_check import compare_regions
-from burnish.target import OWN_IN_DEFAULT_DOMAIN, Target
+from burnish.target import Target, is_own
 
 Kind = Literal["different", "invalid", "exception", "twice", "region"]
 """`twice`: passes change again what they made; `region`: a comparison at changes missed what the whole one
@@ -197,10 +197,11 @@ def _checkable(model: bytes) -> onnx.ModelProto:
     proto.ParseFromString(model)
     if _CONTRIB not in {imported.domain for imported in proto.opset_import}:
         proto.opset_import.add(domain=_CONTRIB, version=1)
+    opset = next((imported.version for imported in proto.opset_import if not imported.domain), 1)
     todo = [proto.graph]
     while todo:
         for node in todo.pop().node:
-            if node.op_type in OWN_IN_DEFAULT_DOMAIN:
+            if is_own(node.op_type, opset):
                 node.domain = _CONTRIB
             todo.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
     return proto

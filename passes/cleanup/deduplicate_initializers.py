@@ -22,9 +22,9 @@ _SAMPLE: Final = 64  # elements at each end
 class DeduplicateInitializers(Pass):
     """Keep one of several equal initializers, such as weights that were tied before export.
 
-    Only tensors that share dtype, shape and their first and last elements with another are read whole. An initializer of a subgraph gives way to
-    an equal one of a graph around it, never the other way round. Kept: initializers that are inputs (a caller
-    may replace them) or outputs (names stay).
+    Only tensors that share dtype, shape and their first and last elements with another are read whole. An
+    initializer of a subgraph gives way to an equal one of a graph around it, never the other way round. Kept:
+    initializers that are inputs (a caller may replace them) or outputs (names stay).
     """
 
     name: ClassVar[str] = "deduplicate-initializers"

@@ -21,9 +21,8 @@ from burnish.passes.fusion.norms import (
     squares,
     unit_scale,
 )
-from burnish.passes.matching import Scope, dim, either_way, obstacle, rank, scopes, users
-
-_OPSET = 17  # LayerNormalization is standard from here on
+from burnish.passes.matching import CONTRIB, Scope, dim, either_way, obstacle, rank, scopes, users
+from burnish.target import is_own
 
 
 @final
@@ -60,7 +59,7 @@ class FuseLayerNorm(Pass):
 
     Known are: axes as attribute or as input; squares by Pow or Mul; one or two subtractions; division
     by Sqrt, or product with Reciprocal or Pow; Keras' x * (r * scale) + (bias - mean * (r * scale));
-    with or without scale and bias. The graph's opset must be at least 17.
+    with or without scale and bias. Below opset 17 the op is onnxruntime's, where the target has it.
     """
 
     name: ClassVar[str] = "fuse-layer-norm"
@@ -82,7 +81,7 @@ def _fuse(mean: ir.Node, scope: Scope, context: Context) -> bool:
     if found is None:
         return False
     result = found.nodes[-1].outputs[0]
-    why = _refusal(found, scope) or obstacle(found.nodes, [result])
+    why = _refusal(found, scope, context) or obstacle(found.nodes, [result])
     if why is not None:
         context.miss(found.nodes[-1], why)
         return False
@@ -99,10 +98,10 @@ def _fuse(mean: ir.Node, scope: Scope, context: Context) -> bool:
     return True
 
 
-def _refusal(found: _Match, scope: Scope) -> str | None:
-    x = found.core.x
-    if scope.opset < _OPSET:
-        return f"LayerNormalization needs opset {_OPSET}; this graph has {scope.opset}"
+def _refusal(found: _Match, scope: Scope, context: Context) -> str | None:
+    x, domain = found.core.x, CONTRIB if is_own("LayerNormalization", scope.opset) else ""
+    if not context.target.has_kernel(domain, "LayerNormalization"):
+        return f"target {context.target.name} has no LayerNormalization at opset {scope.opset}"
     last = -1 if (size := rank(x)) is None else size - 1
     if found.core.axes not in ((-1,), (last,)):
         return f"normalises over axes {list(found.core.axes)}, not over the last one only"

@@ -19,7 +19,6 @@ from burnish.passes.matching import CONTRIB, Scope
 
 Results = Mapping[int, ir.Value]
 """The new value for each output of the fused node that is used, by its position."""
-_LAYER_NORM: Final = 17  # LayerNormalization is standard from here on
 _ROOT_HALF: Final = math.sqrt(0.5)
 
 
@@ -106,9 +105,7 @@ def _refuse_untyped(node: ir.Node, _: int) -> str | None:
     return "its type is unknown" if type_of(node) is None else None
 
 
-def _refuse_skip_norm(node: ir.Node, opset: int) -> str | None:
-    if node.op_type == "SkipLayerNormalization" and opset < _LAYER_NORM:
-        return f"LayerNormalization needs opset {_LAYER_NORM}; this graph has {opset}"
+def _refuse_skip_norm(node: ir.Node, _: int) -> str | None:
     if any(is_used(output) for output in node.outputs[1:3]):
         return "its mean or deviation is used"
     return None
