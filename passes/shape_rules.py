@@ -29,6 +29,7 @@ _CONTRIB_SAME: Final = frozenset(
         "FastGelu",
         "Gelu",
         "QuickGelu",
+        "RotaryEmbedding",
         "SkipLayerNormalization",
         "SkipSimplifiedLayerNormalization",
     }
