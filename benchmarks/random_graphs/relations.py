@@ -104,8 +104,6 @@ _MISSING: Final = {
     "Split and Concat": ("merge-concats-splits", "no pass joins what was split"),
 }
 """The pass that is to remove what is put in, and why it stays while burnish has no pass of that name."""
-_SHAPE_OF_PART: Final = 15  # Shape has start and end from here on
-_OLD_SHAPE: Final = "below opset 15 sizes are not read from inputs, but where they are read first"
 _BEHIND_LOOPS: Final = "the analysis of shapes says nothing of what a Loop gives, not even its type"
 
 
@@ -116,14 +114,6 @@ def why_it_stays(relation: str, model: bytes) -> str:
         return f"{name} is missing: {why}"
     loops = any(node.op_type == "Loop" for node in onnx.ModelProto.FromString(model).graph.node)
     return _BEHIND_LOOPS if loops and relation != "Identity" else ""
-
-
-def why_order_matters(model: bytes) -> str:
-    """Why another order of the nodes may leave other operators; empty where it must not."""
-    opsets = {
-        imported.domain: imported.version for imported in onnx.ModelProto.FromString(model).opset_import
-    }
-    return _OLD_SHAPE if opsets[""] < _SHAPE_OF_PART else ""
 
 
 def insert(model: bytes, relation: str, seed: int) -> bytes | None:
