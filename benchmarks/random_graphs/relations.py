@@ -11,7 +11,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from burnish.benchmarks.random_graphs.shrink import read_by
-from burnish.passes.registry import PASSES
 
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
 _INTS: Final = (onnx.TensorProto.INT64, onnx.TensorProto.INT32)
@@ -98,22 +97,17 @@ RELATIONS: Final[dict[str, Write]] = {
     "Transpose there and back": _transposes,
     "Split and Concat": _split,
 }
-_MISSING: Final = {
-    "Add of 0.0": ("simplify-arithmetic", "it turns -0.0 into 0.0, which no pass may yet decide to ignore"),
-    "Transpose there and back": ("merge-transposes", "merge-reshapes joins most, not those behind a Reshape"),
-    "Split and Concat": ("merge-concats-splits", "no pass joins what was split"),
-}
-"""The pass that is to remove what is put in, and why it stays while burnish has no pass of that name."""
+_DIVIDING: Final = frozenset({"Div", "Pow", "Reciprocal"})
+_SIGN_OF_ZERO: Final = "it makes 0.0 of -0.0, which a division by what follows can see"
 _BEHIND_LOOPS: Final = "the analysis of shapes says nothing of what a Loop gives, not even its type"
 
 
 def why_it_stays(relation: str, model: bytes) -> str:
     """Why what is put in may be left; empty where it must vanish."""
-    name, why = _MISSING.get(relation, ("", ""))
-    if name and name not in PASSES:
-        return f"{name} is missing: {why}"
-    loops = any(node.op_type == "Loop" for node in onnx.ModelProto.FromString(model).graph.node)
-    return _BEHIND_LOOPS if loops and relation != "Identity" else ""
+    ops = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
+    if relation == "Add of 0.0" and ops & _DIVIDING:
+        return _SIGN_OF_ZERO
+    return _BEHIND_LOOPS if "Loop" in ops and relation != "Identity" else ""
 
 
 def insert(model: bytes, relation: str, seed: int) -> bytes | None:
