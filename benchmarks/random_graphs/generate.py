@@ -53,7 +53,7 @@ def generate(seed: int) -> Graph:
     w.values.extend(inputs)
     patterns, bodies = int(rng.integers(3)), int(rng.integers(2))
     steps = int(rng.integers(3, _MOST_NODES + 1))
-    while len(w.nodes) < steps:
+    while len(w.nodes) < steps or len(w.values) == len(inputs):
         if patterns and w.chance(0.3):
             patterns, made = patterns - 1, plant(w)
         elif bodies and w.chance(0.2):

@@ -66,11 +66,12 @@ def test_a_seed_is_a_graph() -> None:
 
 def test_graphs_are_valid_mixed_and_of_the_size_that_is_wanted() -> None:
     ops, sizes, types = Counter[str](), [], set()
-    for seed in range(150):
+    for seed in (801, *range(150)):  # of the first, all that was begun did not fit
         proto = generate(seed).proto()
         onnx.checker.check_model(proto, full_check=True)
         ops.update(node.op_type for node in proto.graph.node)
         sizes.append(len(proto.graph.node))
+        assert proto.graph.output
         types |= {info.type.tensor_type.elem_type for info in proto.graph.input}
         assert {info.name for info in proto.graph.input} <= read_by(proto.graph.node)
     assert min(sizes) >= 3
