@@ -106,7 +106,8 @@ def markdown(costs: Sequence[Cost], facts: Mapping[str, object]) -> str:
         f"{facts['cpu']}, one core. Encoder layers as exporters leave them (sizes read at run time, norms, "
         "Gelu and attention written out), optimised by the default recipe; `checked`: every pass compared "
         f"with the model before it (up to {CHECKED:,} nodes: onnxruntime takes 10 s to open one session of "
-        "that size, and more than in proportion beyond). Seconds include loading. Written by `make bench-scale`."
+        "that size, and more than in proportion beyond). Seconds include loading. Written by "
+        "`make bench-scale`."
     )
     lines = [
         "# How the cost of optimising grows with the graph", "",
