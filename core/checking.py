@@ -22,7 +22,7 @@ from burnish.errors import ModelError, OutputError
 from burnish.fallback_sizes import fallback_sizes
 from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds
 from burnish.kv_cache import Case, InPlace
-from burnish.lending import lend
+from burnish.lending import judge
 from burnish.manifest import Manifest
 from burnish.model import signature, to_bytes
 from burnish.passes.base import Numerics
@@ -257,16 +257,6 @@ def _elsewhere(
 def _judging(found: Sequence[Difference], judges: int) -> list[int]:
     """The cases whose difference counts: random ones beside real ones only where nothing fits."""
     return [i for i, apart in enumerate(found) if i < judges or math.isinf(apart.max_rel)]
-
-
-def judge(model: ir.Model) -> Reference:
-    """The model as it is written, ready to run; its weights stay where they are.
-
-    Raises:
-        ModelError: onnxruntime cannot load it, or its graph alone is over 2 GB.
-    """
-    graph, weights = lend(model)
-    return Reference(graph, weights=weights)
 
 
 def _outputs(

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 
 from burnish.artifact import Artifact
-from burnish.checking import judge
 from burnish.difference import Difference, worst
 from burnish.errors import ExportError, MismatchError, nearest
 from burnish.feeds import Assignment, make_feeds
+from burnish.lending import judge
 from burnish.manifest import Receipt
 from burnish.model import copy_model, node_count
 from burnish.passes.base import Numerics

@@ -9,10 +9,20 @@ import onnx
 import onnx_ir as ir
 
 from burnish.model import copy_model, graph_bytes
-from burnish.runtime.reference import LENT
+from burnish.runtime.reference import LENT, Reference
 from burnish.weights import SMALLEST_EXTERNAL, embed
 
 _PLAIN: Final = "biufc"  # kinds of numpy's own dtypes that onnxruntime takes as they are
+
+
+def judge(model: ir.Model) -> Reference:
+    """The model as it is written, ready to run; its weights stay where they are.
+
+    Raises:
+        ModelError: onnxruntime cannot load it, or its graph alone is over 2 GB.
+    """
+    graph, weights = lend(model)
+    return Reference(graph, weights=weights)
 
 
 def lend(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:

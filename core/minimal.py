@@ -13,10 +13,10 @@ from typing import Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.checking import judge
 from burnish.difference import Difference, difference
 from burnish.errors import ModelError
 from burnish.kv_cache import Case
+from burnish.lending import judge
 from burnish.model import copy_model, expose
 from burnish.numbering import Side, Unnumbered, operands
 from burnish.passes.base import Numerics

@@ -15,7 +15,7 @@ import onnx_ir as ir
 from burnish.difference import Difference, difference
 from burnish.errors import ModelError
 from burnish.kv_cache import Case
-from burnish.lending import lend, lendable, place_holder
+from burnish.lending import judge, lendable, place_holder
 from burnish.numbering import Side, Unnumbered, operands
 from burnish.passes.runner import Verdict
 from burnish.regions import Region, Regions
@@ -55,8 +55,7 @@ def compare_regions(
             kinds = regions.kinds()
             places = _Places(regions, [kind[0] for kind in kinds])
             if not kinds:
-                graph, weights = lend(after)
-                Reference(graph, weights=weights)  # what has changed is no value; the model must still load
+                judge(after)  # what has changed is no value; the model must still load
             found = [places.compare(feeds) for _, feeds in cases]
         except (Unnumbered, ModelError):
             return None

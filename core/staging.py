@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from burnish.artifact import DATA, Artifact, DataFile
-from burnish.checking import judge
 from burnish.errors import ExportError, nearest
 from burnish.files import scratch_folder, write_scratch
+from burnish.lending import judge
 from burnish.model import graph_bytes
 from burnish.runtime.reference import Reference
 from burnish.weights import weight_bytes

@@ -12,10 +12,11 @@ from typing import final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.checking import judge, model_file
+from burnish.checking import model_file
 from burnish.errors import ModelError
 from burnish.feeds import Assignment, assignments, make_feeds, sizes_of, typical_sizes
 from burnish.kv_cache import InPlace
+from burnish.lending import judge
 from burnish.manifest import Manifest
 from burnish.model import expose, signature, to_bytes
 from burnish.passes.base import Arrays, Context, Range

@@ -140,10 +140,23 @@ class Context:
         self.rewrites.append(Rewrite(*_place(where)))
         return True
 
+    def permit_unless(self, why: str | None, node: ir.Node) -> bool:
+        """`permit`, unless there is a reason against it, which is recorded by `miss`."""
+        if why is not None:
+            self.miss(node, why)
+            return False
+        return self.permit(node)
+
     def shapes(self, model: ir.Model) -> Shapes:
-        """What is known of every value; kept from pass to pass while nothing is rewritten."""
+        """What is known of every value; kept from pass to pass while nothing is rewritten.
+
+        Once this pass has leave to change something, what is found may be of the model before the change,
+        and is kept no longer.
+        """
         from burnish.passes.shapes import Shapes  # here: that module imports this one
 
+        if self.rewrites:
+            return Shapes(model)
         if not self.facts or self.facts[0][0] is not model:
             self.facts[:] = [(model, Shapes(model))]
         return self.facts[0][1]

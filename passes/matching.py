@@ -108,6 +108,14 @@ def scopes(model: ir.Model) -> Iterator[Scope]:
             todo.extend(body for node in graph for body in bodies(node))
 
 
+def candidates(model: ir.Model, *op_types: str, domain: str = "") -> Iterator[tuple[ir.Node, Scope]]:
+    """The nodes of those operators in every graph; not what an earlier rewrite has removed by then."""
+    for scope in scopes(model):
+        for node in list(scope.graph):
+            if node.graph is not None and any(is_op(node, op_type, domain) for op_type in op_types):
+                yield node, scope
+
+
 def made_by(value: ir.Value | None, op_type: str, domain: str = "") -> ir.Node | None:
     """The node that makes `value`, when it is that operator."""
     node = None if value is None else value.producer()

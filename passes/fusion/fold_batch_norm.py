@@ -12,9 +12,9 @@ from typing import ClassVar, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, constant_of, is_op
+from burnish.passes.base import Context, Numerics, Pass, constant_of
 from burnish.passes.fusion.linear import Affine, as_float64, emit, fold, is_linear, weights_are_constant
-from burnish.passes.matching import Scope, obstacle, rank, scopes
+from burnish.passes.matching import Scope, candidates, obstacle, rank
 
 
 @final
@@ -32,12 +32,7 @@ class FoldBatchNorm(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many normalisations were folded."""
-        return sum(
-            _fold(node, scope, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if is_op(node, "BatchNormalization")
-        )
+        return sum(_fold(node, scope, context) for node, scope in candidates(model, "BatchNormalization"))
 
 
 def _fold(norm: ir.Node, scope: Scope, context: Context) -> bool:

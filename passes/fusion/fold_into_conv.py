@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import ClassVar, Final, final
 
 import numpy as np
@@ -12,7 +13,6 @@ from burnish.passes.base import Context, Numerics, Pass, constant_of, tensor_of
 from burnish.passes.fusion.linear import Affine, channels, emit, fold, is_linear, weights_are_constant
 from burnish.passes.fusion.padding import absorb_padding, takes_padding
 from burnish.passes.matching import Scope, obstacle, scopes
-from burnish.passes.shapes import Shapes
 
 _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _MAX_COPY: Final = 1 << 16  # bytes of a weight that is written once more because it is shared
@@ -36,7 +36,7 @@ class FoldIntoConv(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many constants and Pads were folded."""
-        before, shapes = len(context.rewrites), _Lazy(model, context)
+        before, shapes = len(context.rewrites), functools.cache(lambda: context.shapes(model))
         for scope in scopes(model):
             for node in list(scope.graph):
                 if node.graph is None:
@@ -44,22 +44,8 @@ class FoldIntoConv(Pass):
                 if node.op_type in _STEPS and node.domain == "":
                     _fold(node, scope, context)
                 elif takes_padding(node):
-                    absorb_padding(node, scope, context, shapes.get)
+                    absorb_padding(node, scope, context, shapes)
         return len(context.rewrites) - before
-
-
-@final
-class _Lazy:
-    """Facts, found when they are first asked for."""
-
-    def __init__(self, model: ir.Model, context: Context) -> None:
-        self._model, self._context, self._shapes = model, context, list[Shapes]()
-
-    def get(self) -> Shapes:
-        """The facts."""
-        if not self._shapes:
-            self._shapes.append(self._context.shapes(self._model))
-        return self._shapes[0]
 
 
 def _fold(node: ir.Node, scope: Scope, context: Context) -> None:

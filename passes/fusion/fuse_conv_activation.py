@@ -8,8 +8,8 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.matching import CONTRIB, Scope, made_by, obstacle, scalar, scopes
+from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.matching import CONTRIB, Scope, candidates, made_by, obstacle, scalar
 
 Parameters = list[float] | None
 """What FusedConv is told of the activation; None: it cannot be told."""
@@ -29,12 +29,7 @@ class FuseConvActivation(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many activations were fused."""
-        return sum(
-            _fuse(node, scope, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if node.graph is not None and any(is_op(node, op_type) for op_type in _PARAMETERS)
-        )
+        return sum(_fuse(node, scope, context) for node, scope in candidates(model, *_PARAMETERS))
 
 
 def _fuse(activation: ir.Node, scope: Scope, context: Context) -> bool:
@@ -43,10 +38,7 @@ def _fuse(activation: ir.Node, scope: Scope, context: Context) -> bool:
         return False
     parameters = _PARAMETERS[activation.op_type](activation)
     why = _refusal(conv, parameters, context) or obstacle([conv, activation], activation.outputs)
-    if why is not None:
-        context.miss(activation, why)
-        return False
-    if not context.permit(activation):
+    if not context.permit_unless(why, activation):
         return False
     attributes = dict(conv.attributes) | {"activation": ir.AttrString("activation", activation.op_type)}
     if parameters:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.fusion.polynomial import ARITHMETIC, Polynomial, Powers, read_polynomial
-from burnish.passes.matching import CONTRIB, Scope, obstacle, scalar, scopes
+from burnish.passes.matching import CONTRIB, Scope, candidates, obstacle, scalar
 
 _OPSET: Final = 20  # Gelu is standard from here on
 _TANH_FACTOR: Final = math.sqrt(2.0 / math.pi)
@@ -80,12 +80,7 @@ class FuseGelu(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many activations were fused."""
-        return sum(
-            _fuse(node, scope, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if any(is_op(node, function) for function in ("Erf", "Tanh", "Sigmoid"))
-        )
+        return sum(_fuse(node, scope, context) for node, scope in candidates(model, "Erf", "Tanh", "Sigmoid"))
 
 
 def _fuse(function: ir.Node, scope: Scope, context: Context) -> bool:

@@ -11,7 +11,7 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.base import Context, Numerics, Pass
 from burnish.passes.fusion.norms import (
     as_vector,
     is_vector,
@@ -21,7 +21,7 @@ from burnish.passes.fusion.norms import (
     squares,
     unit_scale,
 )
-from burnish.passes.matching import CONTRIB, Scope, dim, either_way, obstacle, rank, scopes, users
+from burnish.passes.matching import CONTRIB, Scope, candidates, dim, either_way, obstacle, rank, users
 from burnish.target import is_own
 
 
@@ -67,12 +67,7 @@ class FuseLayerNorm(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many normalisations were fused."""
-        return sum(
-            _fuse(node, scope, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if is_op(node, "ReduceMean")
-        )
+        return sum(_fuse(node, scope, context) for node, scope in candidates(model, "ReduceMean"))
 
 
 def _fuse(mean: ir.Node, scope: Scope, context: Context) -> bool:
@@ -82,10 +77,7 @@ def _fuse(mean: ir.Node, scope: Scope, context: Context) -> bool:
         return False
     result = found.nodes[-1].outputs[0]
     why = _refusal(found, scope, context) or obstacle(found.nodes, [result])
-    if why is not None:
-        context.miss(found.nodes[-1], why)
-        return False
-    if not context.permit(found.nodes[-1]):
+    if not context.permit_unless(why, found.nodes[-1]):
         return False
     scale = as_vector(found.nodes, found.scale, scope) or unit_scale(found.nodes, found.core.x, scope)
     inputs = [found.core.x, scale]

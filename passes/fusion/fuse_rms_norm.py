@@ -11,9 +11,19 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.base import Context, Numerics, Pass
 from burnish.passes.fusion.norms import as_vector, mean_axes, roots, scaled_by, squares, unit_scale
-from burnish.passes.matching import CONTRIB, Scope, dim, either_way, made_by, obstacle, rank, scopes, users
+from burnish.passes.matching import (
+    CONTRIB,
+    Scope,
+    candidates,
+    dim,
+    either_way,
+    made_by,
+    obstacle,
+    rank,
+    users,
+)
 
 _OPSET = 23  # RMSNormalization is standard from here on
 
@@ -45,12 +55,7 @@ class FuseRmsNorm(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many normalisations were fused."""
-        return sum(
-            _fuse(node, scope, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if node.graph is not None and is_op(node, "ReduceMean")
-        )
+        return sum(_fuse(node, scope, context) for node, scope in candidates(model, "ReduceMean"))
 
 
 def norm_op(opset: int) -> str:
@@ -64,10 +69,7 @@ def _fuse(mean: ir.Node, scope: Scope, context: Context) -> bool:
         return False
     result = found.nodes[-1].outputs[0]
     why = _refusal(found, scope, context) or obstacle(found.nodes, [result])
-    if why is not None:
-        context.miss(found.nodes[-1], why)
-        return False
-    if not context.permit(found.nodes[-1]):
+    if not context.permit_unless(why, found.nodes[-1]):
         return False
     scale = as_vector(found.nodes, found.scale, scope) or unit_scale(found.nodes, found.x, scope)
     attributes = {"axis": -1, "epsilon": found.epsilon, "stash_type": 1}

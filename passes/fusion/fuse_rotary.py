@@ -80,10 +80,7 @@ def _fuse(neg: ir.Node, scope: Scope, tables: _Tables, context: Context) -> bool
         return False
     result = found.nodes[-1].outputs[0]
     why = _refusal(found, scope, context) or obstacle(found.nodes, [result])
-    if why is not None:
-        context.miss(found.nodes[-1], why)
-        return False
-    if not context.permit(found.nodes[-1]):
+    if not context.permit_unless(why, found.nodes[-1]):
         return False
     behind = _joined(result, found.x)
     old = (*found.nodes, *behind)

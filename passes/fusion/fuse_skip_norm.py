@@ -10,18 +10,9 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.base import Context, Numerics, Pass
 from burnish.passes.fusion.bias import Biased, biased
-from burnish.passes.matching import (
-    CONTRIB,
-    Scope,
-    is_fixed,
-    made_by,
-    obstacle,
-    rank,
-    same_shape,
-    scopes,
-)
+from burnish.passes.matching import CONTRIB, Scope, candidates, is_fixed, made_by, obstacle, rank, same_shape
 
 _FUSED: Final = {
     "LayerNormalization": "SkipLayerNormalization",
@@ -45,12 +36,7 @@ class FuseSkipNorm(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many sums were fused."""
-        return sum(
-            _fuse(node, scope, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if any(is_op(node, op_type) for op_type in _FUSED)
-        )
+        return sum(_fuse(node, scope, context) for node, scope in candidates(model, *_FUSED))
 
 
 def _fuse(norm: ir.Node, scope: Scope, context: Context) -> bool:
@@ -59,10 +45,7 @@ def _fuse(norm: ir.Node, scope: Scope, context: Context) -> bool:
     if add is None or total is None:
         return False
     why = _refusal(norm, add, context) or obstacle([add, norm], [total, norm.outputs[0]])
-    if why is not None:
-        context.miss(norm, why)
-        return False
-    if not context.permit(norm):
+    if not context.permit_unless(why, norm):
         return False
     linear = _linear(add)
     old = [add, norm] if linear is None else [linear.add, add, norm]

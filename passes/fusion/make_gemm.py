@@ -57,9 +57,7 @@ class _Maker:
             if not self._is_matrix_product(matmul):
                 return
             why = self._refusal(node, matmul, bias)
-            if why is not None:
-                self._round.context.miss(node, why)
-            elif self._round.context.permit(node):
+            if self._round.context.permit_unless(why, node):
                 inputs, flips = _operands(matmul)
                 kept = {name: attribute.value for name, attribute in matmul.attributes.items()}
                 self._make(node, [*inputs, bias], **kept, **flips)

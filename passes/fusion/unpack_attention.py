@@ -8,8 +8,8 @@ from typing import ClassVar, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.matching import CONTRIB, Scope, scopes
+from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.matching import CONTRIB, Scope, candidates
 from burnish.passes.shapes import Shapes
 
 _KEPT: Final = ("num_heads", "scale", "mask_filter_value", "unidirectional")
@@ -33,9 +33,7 @@ class UnpackAttention(Pass):
         shapes = context.shapes(model)
         return sum(
             _unpack(node, scope, shapes, context)
-            for scope in scopes(model)
-            for node in list(scope.graph)
-            if is_op(node, "Attention", CONTRIB)
+            for node, scope in candidates(model, "Attention", domain=CONTRIB)
         )
 
 

@@ -9,10 +9,10 @@ import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from burnish.checking import judge
 from burnish.difference import worst
 from burnish.errors import ModelError
 from burnish.feeds import make_feeds
+from burnish.lending import judge
 from burnish.model import copy_model, signature, to_bytes
 from burnish.passes.base import Context, Numerics
 from burnish.passes.recipe import Recipe

@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from burnish.passes.base import Context
 from burnish.passes.dims import Dim, product
 from burnish.passes.shapes import Fact, Shapes
 from burnish.testing import parse
@@ -242,3 +245,16 @@ def test_stale_annotations_and_old_opsets_tell_nothing() -> None:
 def test_invalid_nodes_are_not_followed() -> None:
     assert shape_of("Squeeze (x, axes)", inputs="float x", weights={"axes": np.array([0])}) == "?"
     assert shape_of("Gather <axis = 5> (x, i)", weights={"i": np.array([0])}) == "?"
+
+
+def test_facts_are_kept_from_pass_to_pass_until_something_is_rewritten() -> None:
+    """What is found between the leave to change something and the change is of the model before."""
+    model, context = parse("g (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }"), Context()
+    kept = context.shapes(model)
+    assert context.shapes(model) is kept
+    following = dataclasses.replace(context, rewrites=[])
+    assert following.shapes(model) is kept
+    assert following.permit("y")
+    found = following.shapes(model)
+    assert found is not kept
+    assert dataclasses.replace(context, rewrites=[]).shapes(model) not in (kept, found)
