@@ -7,7 +7,7 @@ from typing import Final
 from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
-    "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-arithmetic,"
+    "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-arithmetic,"
     "simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,merge-concats-splits,"
     "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )

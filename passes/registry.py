@@ -15,6 +15,7 @@ from burnish.passes.third_party import load_third_party, third_party
 # fmt: off
 PASSES: Final[dict[str, str]] = {
     "remove-identity": "burnish.passes.cleanup.remove_identity:RemoveIdentity",
+    "inline-functions": "burnish.passes.cleanup.inline_functions:InlineFunctions",
     "remove-sequences": "burnish.passes.cleanup.remove_sequences:RemoveSequences",
     "remove-unused": "burnish.passes.cleanup.remove_unused:RemoveUnused",
     "fold-constants": "burnish.passes.cleanup.fold_constants:FoldConstants",
