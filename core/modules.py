@@ -117,7 +117,8 @@ class ModuleTree:
         A state-dict name says whose it is; any other weight counts where all of its users are.
         """
         homes = sorted({self.home([user]) for user in value.consumers()}, key=lambda path: self._met[path])
-        apart = [home for home in homes if not any(home in ancestors(other)[:-1] for other in homes)]
+        around = {module for home in homes for module in ancestors(home)[:-1]}
+        apart = [home for home in homes if home not in around]
         named = (value.name or "").rpartition(".")[0]
         if any(path and path in self._met for path in ancestors(named)):
             self._meet(named)

@@ -133,6 +133,13 @@ def ancestors(path: str) -> list[str]:
     return [".".join(parts[:end]) for end in range(len(parts) + 1)]
 
 
+def label(path: str, shown: set[str]) -> str:
+    """A module's path within the nearest one `shown` above it, indented below that."""
+    above = [module for module in ancestors(path)[:-1] if module in shown]
+    rest = path.removeprefix(above[-1]).lstrip(".") if above else path
+    return "  " * len(above) + (rest or "(model)")
+
+
 def _flat(text: str) -> str:
     return " ".join(text.split("\n"))
 

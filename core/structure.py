@@ -95,7 +95,11 @@ def diff(a: ModelLike, b: ModelLike, *, macs: bool = True) -> ModelDiff:
     Raises:
         ModelError, ArtifactError: one of them cannot be read; the code says why.
     """
-    first, second = open_source(a), open_source(b)
+    return compare(open_source(a), open_source(b), macs=macs)
+
+
+def compare(first: Source, second: Source, *, macs: bool = True) -> ModelDiff:
+    """`diff` of two models that are open; origins that plain `torch.onnx.export` wrote are read into them."""
     weights = [_weights(source.model) for source in (first, second)]
     changes = _weight_changes(*weights)
     rewired, annotations = _wiring(first.model, second.model, changes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -295,7 +296,12 @@ def _split(call: Call) -> Sequence[Fact]:
     if sizes is None and not call.has(1) and whole is not None and whole % count == 0:
         sizes = (whole // count,) * count
     each = [Dim.of(size) for size in sizes] if sizes else [call.shapes.fresh() for _ in range(count)]
-    return [Fact(data.dtype, (*data.shape[:axis], size, *data.shape[axis + 1 :])) for size in each]
+    shapes = [(*data.shape[:axis], size, *data.shape[axis + 1 :]) for size in each]
+    if data.content is None or not sizes or sum(sizes) != len(data.content):
+        return [Fact(data.dtype, shape) for shape in shapes]
+    ends = list(itertools.accumulate(sizes))
+    parts = zip(shapes, sizes, ends, strict=True)
+    return [Fact(data.dtype, shape, data.content[end - size : end]) for shape, size, end in parts]
 
 
 def _range(call: Call) -> Sequence[Fact]:

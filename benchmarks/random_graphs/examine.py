@@ -84,11 +84,25 @@ class Subject:
             where = apart(onnxruntime(after), self.cases, tolerance, self.refused)
         except (ModelError, onnx.checker.ValidationError) as error:
             return Failure("invalid", str(error)[-400:])
-        if where:
+        if where and not self._kernel_errs(after, tolerance):
             return Failure("different", where)
         with contextlib.suppress(ModelError):
             where = apart(evaluator(after), self.second, max(tolerance, _NEAR))
         return Failure("different", where, "evaluator") if where else None
+
+    def _kernel_errs(self, after: bytes, tolerance: float) -> bool:
+        """True where only empty tensors give another result, and the evaluator computes the expected one.
+
+        onnxruntime 1.31's ReduceMax and ReduceMin keep an axis that is written as a negative number there.
+        """
+        empty = [case for case in self.cases if any(array.size == 0 for array in case.feeds.values())]
+        full = [case for case in self.cases if all(array.size for array in case.feeds.values())]
+        with contextlib.suppress(ModelError):
+            if empty and not apart(onnxruntime(after), full, tolerance):
+                where = apart(evaluator(after), empty, max(tolerance, _NEAR))
+                self.refused += [] if where else ["a kernel gives another shape for empty tensors"]
+                return not where
+        return False
 
 
 def _evaluator_or_none(model: bytes) -> Run | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from burnish.cli.common import console, emit
-from burnish.provenance import ancestors
+from burnish.provenance import label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -57,13 +57,6 @@ def _table(report: ModuleReport) -> Table:
         table.add_row(label(row.path, shown), row.kind, *_numbers(row))
         shown.add(row.path)
     return table
-
-
-def label(path: str, shown: set[str]) -> str:
-    """A module's path within the nearest one `shown` above it, indented below that."""
-    above = [module for module in ancestors(path)[:-1] if module in shown]
-    rest = path.removeprefix(above[-1]).lstrip(".") if above else path
-    return "  " * len(above) + (rest or "(model)")
 
 
 def _numbers(row: ModuleRow) -> list[str]:

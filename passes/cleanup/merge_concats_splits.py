@@ -38,7 +38,8 @@ class MergeConcatsSplits(Pass):
     """Do not take apart what is put together again, or the other way round.
 
     - a Concat of Concats along the same axis is one Concat;
-    - a Concat of all parts of a Split, or of Slices that take one after the other, reads the whole;
+    - a Concat of all parts of a Split, or of Slices that take one after the other, is the whole (an Identity
+      of it where that is the model's input and output);
     - a Split into the parts of a Concat gives the parts, and so does a Slice that takes one of them;
     - a Slice of a Slice is one Slice, where the bounds are constant.
 
@@ -105,11 +106,19 @@ class _Merger:
                 continue
             length = self._joined(node, first, maker)
             source = maker.inputs[0]
-            if length == len(node.inputs) and self._round.replace(node.outputs[0], source):
+            if length == len(node.inputs) and source is not None:
+                self._become(node, source)
                 return
             if 1 < length < len(node.inputs) and self._context.permit(node):
                 self._set_inputs(node, [*node.inputs[:first], source, *node.inputs[first + length :]])
                 return
+
+    def _become(self, node: ir.Node, source: ir.Value) -> None:
+        """Let `source` serve for a Concat; as an Identity where both are inputs and outputs of a graph."""
+        if self._round.editor.can_replace(node.outputs[0], source):
+            self._round.replace(node.outputs[0], source)
+        elif self._context.permit(node):
+            self._round.renew(node, "Identity", [source])
 
     def _joined(self, node: ir.Node, first: int, maker: ir.Node) -> int:
         """How many inputs from the first on are all of what `maker` reads, in order; 0: they are not."""

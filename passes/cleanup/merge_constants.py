@@ -15,6 +15,8 @@ from burnish.passes.editing import Round, feeds_only, until_stable
 _MAX_BYTES: Final = 1 << 16
 _SUMS: Final = ("Add", "Sub")
 _PRODUCTS: Final = ("Div", "Mul")
+_LOST: Final = 1e-5
+"""Of a constant: the most that may be rounded away."""
 
 
 @final
@@ -23,7 +25,8 @@ class MergeConstants(Pass):
     """Add, subtract, multiply or divide by constants once instead of twice in a row.
 
     Integers wrap around either way. Floats are rounded once instead of twice. Kept: sums of constants that
-    cancel in part, which may be there to round; products out of range; results that are used elsewhere too.
+    cancel in part, which may be there to round, or of which one is lost beside the other (x - 1.6e9 - 0.5 is
+    exact where x is near 1.6e9); products out of range; results that are used elsewhere too.
     It comes after the fusions, which know scales and caps by where they are applied.
     """
 
@@ -97,8 +100,18 @@ def _fit(first: np.ndarray, second: np.ndarray) -> bool:
 def _sum(inner: _Term, outer: _Term) -> np.ndarray | None:
     first = np.negative(inner.constant) if outer.negated else inner.constant
     total = np.asarray(first + outer.constant)
-    cancels = first.dtype.kind == "f" and np.any(np.sign(first) * np.sign(outer.constant) < 0)
-    return total if not cancels and (total.dtype.kind != "f" or np.isfinite(total).all()) else None
+    if total.dtype.kind != "f":
+        return total
+    cancels = np.any(np.sign(first) * np.sign(outer.constant) < 0)
+    return total if not cancels and np.isfinite(total).all() and _keeps_both(first, outer.constant) else None
+
+
+def _keeps_both(first: np.ndarray, second: np.ndarray) -> bool:
+    """True when what rounding takes from a sum is little even beside the smaller of the two."""
+    total = first + second
+    larger, smaller = np.maximum(np.abs(first), np.abs(second)), np.minimum(np.abs(first), np.abs(second))
+    exact = np.abs(total) - larger == smaller  # what was added comes out again
+    return bool(np.all(exact | (np.finfo(total.dtype).eps * np.abs(total) <= _LOST * smaller)))
 
 
 def _product(inner: _Term, outer: _Term) -> np.ndarray | None:

@@ -32,24 +32,27 @@ class RemoveNoOp(Pass):
     addition of integer 0, And with true, Or with false; Where with a constant condition. Shapes are compared
     as polynomials in the names of the inputs' dims.
 
-    Kept: addition of 0.0, which turns -0.0 into 0.0 (see simplify-arithmetic); a no-op between an input and
-    an output, which both keep their names.
+    Between an input and an output, which both keep their names, an Identity is left.
+
+    Kept: addition of 0.0, which turns -0.0 into 0.0 (see simplify-arithmetic).
     """
 
     name: ClassVar[str] = "remove-no-op"
     numerics: ClassVar[Numerics] = Numerics.EXACT
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
-        """Return how many nodes were removed."""
+        """Return how many nodes were removed, or became an Identity."""
         editor, shapes, removed = Editor(model), context.shapes(model), 0
         for graph in all_graphs(model):
             for node in list(graph):
                 source = None if node.graph is None else _handed_through(node, shapes)
-                if source is None or not editor.can_replace(node.outputs[0], source):
+                if source is None or not context.permit(node):
                     continue
-                if context.permit(node):
+                if editor.can_replace(node.outputs[0], source):
                     editor.replace(node.outputs[0], source)
-                    removed += 1
+                else:
+                    editor.renew(node, "Identity", [source])
+                removed += 1
         return removed
 
 

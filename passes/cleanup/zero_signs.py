@@ -37,7 +37,9 @@ class ZeroSigns:
                 continue
             self._seen.add(value)
             node = value.producer()
-            if node is not None and not _is_blind(node):
+            if node is not None and node.op_type == "If" and node.domain in _KNOWN:
+                todo.extend(body.outputs[value.index() or 0] for body in bodies(node))
+            elif node is not None and not _is_blind(node):
                 todo.extend(source for source in node.inputs if source is not None)
 
     def show(self, value: ir.Value) -> bool:
@@ -48,6 +50,8 @@ class ZeroSigns:
 def _looked_at(node: ir.Node) -> list[ir.Value]:
     """The inputs whose zeros' signs the operator sees."""
     inputs = [value for value in node.inputs if value is not None]
+    if node.op_type == "If" and node.domain in _KNOWN:
+        return []  # what its branches give is seen where its own results are
     inner = [result for body in bodies(node) for result in body.outputs]
     if node.domain not in _KNOWN or inner or node.op_type in ("BitCast", "Reciprocal"):
         return [*inputs, *inner]

@@ -42,8 +42,8 @@ def _fold(norm: ir.Node, scope: Scope, context: Context) -> bool:
     result = norm.outputs[0]
     why = _refusal(norm, linear) or obstacle([linear, norm], [result])
     folded = None if why is not None else fold(linear, _affine(norm))
-    if why is not None or folded is None:
-        context.miss(norm, why or "the constants do not fit each other")
+    if folded is None or not folded.is_finite():
+        context.miss(norm, why or "the constants do not fit each other, or overflow together")
         return False
     if not context.permit(norm):
         return False
@@ -70,5 +70,6 @@ def _refusal(norm: ir.Node, linear: ir.Node) -> str | None:
 
 def _affine(norm: ir.Node) -> Affine:
     scale, bias, mean, variance = (as_float64(value) for value in norm.inputs[1:5])
-    factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
+    with np.errstate(all="ignore"):  # what comes out is looked at
+        factor = scale / np.sqrt(variance + norm.attributes.get_float("epsilon", 1e-5))
     return Affine(factor, bias - mean * factor)

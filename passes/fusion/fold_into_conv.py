@@ -62,9 +62,7 @@ def _fold(node: ir.Node, scope: Scope, context: Context) -> None:
         if affine is None and why is None:
             why = "its constant is not one number for each channel"
         folded = None if affine is None or why is not None else fold(linear, affine)
-        if folded is None or not all(
-            part is None or np.isfinite(part).all() for part in (folded.weight, folded.bias)
-        ):
+        if folded is None or not folded.is_finite():
             context.miss(node, why or "the constants do not fit each other")
         elif context.permit(node):
             new = emit(linear, folded, scope)

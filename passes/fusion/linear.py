@@ -32,6 +32,10 @@ class Folded:
     weight: _Array | None
     bias: _Array | None
 
+    def is_finite(self) -> bool:
+        """True when nothing overflows."""
+        return all(part is None or bool(np.isfinite(part).all()) for part in (self.weight, self.bias))
+
 
 def is_linear(node: ir.Node | None) -> bool:
     """True for the operators that `fold` knows."""
@@ -67,8 +71,9 @@ def fold(linear: ir.Node, affine: Affine) -> Folded | None:
     shift = np.zeros(1) if affine.shift is None else affine.shift
     try:
         factor, shift = np.broadcast_to(factor, count), np.broadcast_to(shift, count)
-        weight = _FOLDS[linear.op_type](linear, original.astype(np.float64), factor)
-        bias = as_float64(given) * linear.attributes.get_float("beta", 1.0) * factor + shift
+        with np.errstate(all="ignore"):  # the caller looks at what comes out
+            weight = _FOLDS[linear.op_type](linear, original.astype(np.float64), factor)
+            bias = as_float64(given) * linear.attributes.get_float("beta", 1.0) * factor + shift
     except ValueError:
         return None
     if weight.shape != original.shape:

@@ -59,7 +59,8 @@ class _Maker:
             why = self._refusal(node, matmul, bias)
             if self._round.context.permit_unless(why, node):
                 inputs, flips = _operands(matmul)
-                kept = {name: attribute.value for name, attribute in matmul.attributes.items()}
+                own = matmul.attributes.items()  # its beta scaled nothing, and would scale the bias
+                kept = {name: attribute.value for name, attribute in own if name != "beta"}
                 self._make(node, [*inputs, bias], **kept, **flips)
             return
 

@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import constant_of
-from burnish.passes.matching import Scope, close, dim, either_way, rank, scalar, users
+from burnish.passes.fusion.bias import last_dim
+from burnish.passes.matching import Scope, close, dim, either_way, is_fixed, rank, scalar, users
 
 
 def mean_axes(node: ir.Node) -> tuple[int, ...] | None:
@@ -61,14 +62,16 @@ def scaled_by(value: ir.Value, x: ir.Value, *, only: bool = True) -> tuple[ir.No
 
 
 def is_vector(value: ir.Value, x: ir.Value) -> bool:
-    """True for [n], or a constant [1, ..., n], that is as long as the last axis of `x`."""
+    """True for [n], or a constant [1, ..., n], that is as long as the last axis of `x`.
+
+    An axis of unknown size does not do: where it is 1, the product spreads along the vector. Beside an `x`
+    that may be a vector itself, a computed one may be a step of the pattern.
+    """
     size, length, dims = rank(value), dim(value, -1), rank(x)
-    if not size or length is None or dim(x, -1) not in (None, length):
-        return False
-    if dim(x, -1) is None and length == 1:
+    if not size or length is None or last_dim(x) != length:
         return False
     if size == 1:
-        return True
+        return dims not in (None, 1) or is_fixed(value)
     leading = [dim(value, axis) for axis in range(size - 1)]
     return leading == [1] * len(leading) and dims is not None and size <= dims and _is_constant(value)
 

@@ -145,3 +145,17 @@ def test_the_command_keeps_failures_and_does_not_do_a_block_again(
         patch.setattr("burnish.benchmarks.random_graphs.__main__.check_seeds", None)
         again = CliRunner().invoke(main, run)
     assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
+
+
+def test_a_kernel_that_errs_on_empty_tensors_is_no_failure_of_a_pass() -> None:
+    def model(axes: str, last: str) -> bytes:
+        nodes = f"m = ReduceMax <keepdims = 0> (x, axes)  y = {last} (m)"
+        weights = f"<int64[2] axes = {{{axes}}}>"
+        head = '<ir_version: 10, opset_import: ["": 23]> g (float[b, 1, 9] x) => (float[b] y)'
+        return to_bytes(parse(f"{head} {weights} {{ {nodes} }}"))
+
+    judged = subject(model("2, 1", "Identity"))
+    assert 0 in {case.sizes["b"] for case in judged.cases}
+    assert judged.judge(model("-1, 1", "Identity"), 0.0) is None
+    assert judged.refused == ["a kernel gives another shape for empty tensors"]
+    assert judged.judge(model("-1, 1", "Neg"), 0.0) is not None

@@ -163,3 +163,17 @@ def test_metadata_and_name() -> None:
     (node,) = model.graph
     assert node.name == "conv"
     assert dict(node.metadata_props) == {"from": "conv", MADE_BY: "fold-batch-norm"}
+
+
+@pytest.mark.parametrize(("dtype", "variance"), [("float16", 1e-6), ("float", 0.0)])
+def test_weights_that_would_overflow_stay(dtype: str, variance: float) -> None:
+    kind = np.float16 if dtype == "float16" else np.float32
+    given = {name: np.ones(2, kind) for name in ("gamma", "beta", "mean")}
+    weights = {"w": np.full((2, 2, 1), 3000, kind), **given, "variance": np.full(2, variance, kind)}
+    norm = NORM.replace("0.01", "0.0")
+    text = f"g ({dtype}[N, 2, 3] x) => ({dtype}[N, 2, 3] y) {{ c = Conv (x, w)  y = {norm} }}"
+    context = Context()
+    assert FoldBatchNorm().rewrite(parse(text, weights=weights), context) == 0
+    assert [miss.why for miss in context.misses] == [
+        "the constants do not fit each other, or overflow together"
+    ]

@@ -297,3 +297,27 @@ def test_parts_of_a_weight_are_cut_now_when_all_of_it_is() -> None:
     text = f"g (float[4, 15000] x) => (float[4, 15000] y) {{ {body}  d = Add (w, x)  y = Add (d, c) }}"
     kept = check_pass(FoldConstants(), text, count=0, weights=weights)
     assert [node.op_type for node in kept.graph] == ["Slice", "Slice", "Concat", "Add", "Add"]
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax <axis = 0>"])
+def test_an_old_softmax_takes_all_axes_from_one_on_and_is_not_evaluated(op: str) -> None:
+    text = f"g (float[N, 4] x) => (float[2, N, 4] y) {{ s = {op} (w)  y = Add (x, s) }}"
+    weights = {"w": np.arange(24, dtype=np.float32).reshape(2, 3, 4)}
+    text = text.replace("N", "3")
+    check_pass(FoldConstants(), text, count=0, weights=weights, opset=11)
+    check_pass(FoldConstants(), text, "y = Add (x, s)", count=1, weights=weights, opset=13)
+
+
+@pytest.mark.parametrize(
+    ("op", "numbers"),
+    [
+        ("Unique <sorted = 0>", [3, 1, 3]),
+        ("ReduceMax <keepdims = 0>", [1, np.nan, 3]),
+        ("ReduceMin <keepdims = 0>", []),
+        ("ReduceMean <keepdims = 0>", []),
+    ],
+)
+def test_what_implementations_disagree_about_is_not_evaluated(op: str, numbers: list[float]) -> None:
+    text = f"g (float[1] x) => (float[M] y) {{ s = {op} (w)  y = Add (x, s) }}"
+    model = parse(text, weights={"w": np.array(numbers, np.float32)})
+    assert FoldConstants().rewrite(model, Context()) == 0

@@ -135,7 +135,9 @@ def test_inside_loop_body_and_function() -> None:
             }}>
         }}
         <domain: "f", opset_import: ["": 17]>
-        norm (x) => (y) {{
+        norm (x0) => (y) {{
+            w = Constant <value = float[4, 4] {{1, 2, 0, 1, 0, 2, 0, 1, 3, 3, 3, 1, 2, 2, 1, 2}}> ()
+            x = MatMul (x0, w)
             two = Constant <value = float {{2.0}}> ()
             eps = Constant <value = float {{0.00001}}> ()
             s = Constant <value = float[4] {{1.0, 2.0, 3.0, 4.0}}> ()
@@ -147,7 +149,19 @@ def test_inside_loop_body_and_function() -> None:
     ops = [node.op_type for node in model.graph.all_nodes()]
     assert ops == ["norm", "Loop", "Identity", "LayerNormalization"]
     function = next(iter(model.functions.values()))
-    assert [node.op_type for node in function] == ["Constant", "LayerNormalization"]
+    assert [node.op_type for node in function] == ["Constant", "MatMul", "Constant", "LayerNormalization"]
+
+
+@pytest.mark.parametrize("last", ["Mul (n, n)", "Add (n, n)", "Mul (n, d)"])
+def test_a_step_of_the_pattern_is_no_scale_of_it(last: str) -> None:
+    text = f"g (float[4] x) => (float[4] y) {{ {HEAD} n = Div (d, r)  y = {last} }}"
+    count = last != "Mul (n, d)"
+    check_pass(FuseLayerNorm(), text, count=count, weights=used(text), opset=17)
+
+
+def test_a_scale_may_spread_an_axis_that_is_1_at_run_time() -> None:
+    text = f"g (float[N, K] x) => (float[N, L] y) {{ {HEAD} n = Div (d, r)  y = Mul (n, scale) }}"
+    assert FuseLayerNorm().rewrite(parse(text, weights=used(text), opset=17), Context()) == 0
 
 
 def test_metadata_is_merged_and_names_the_pass() -> None:

@@ -71,6 +71,14 @@ def test_bias_without_shift() -> None:
     )
 
 
+def test_a_biased_value_added_to_itself_keeps_its_add() -> None:
+    fuse(
+        graph("l = Add (x, bias)  a = Add (l, l)  y = LayerNormalization (a, scale)"),
+        """l = Add (x, bias)
+           y = com.microsoft.SkipLayerNormalization <epsilon: float = 1e-05> (l, l, scale)""",
+    )
+
+
 def test_biased_value_used_elsewhere_keeps_its_add() -> None:
     fuse(
         graph("l = Add (x, bias)  a = Add (l, s) " + NORM, y="float[B, S, 4] y, float[B, S, 4] l"),

@@ -84,3 +84,9 @@ def test_old_opsets_need_a_third_input() -> None:
     weights = arrays(w=(3, 5), b=(5,))
     text = rows("a = MatMul (x, w)  y = Add (a, b)")
     check_pass(MakeGemm(), text, ["MatMul", "Add"], count=0, weights=weights, opset=10)
+
+
+def test_the_beta_of_a_gemm_that_adds_nothing_does_not_scale_the_bias() -> None:
+    text = rows("a = Gemm <alpha = 2.0, beta = 0.5> (x, w)  y = Add (a, b)")
+    after = "y = Gemm <alpha: float = 2> (x, w, b)"
+    check_pass(MakeGemm(), text, after, count=1, weights=arrays(w=(3, 5), b=(5,)))

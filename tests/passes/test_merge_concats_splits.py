@@ -152,3 +152,9 @@ def test_slices_in_a_row(first: str, second: str, size: int) -> None:
         a = Slice (x, {first})  b = Slice (a, {second})  y = Relu (b)
     }}"""
     check_pass(MergeConcatsSplits(), text, ["Slice", "Relu"], count=1, weights=used(f"{first}, {second}"))
+
+
+def test_between_an_input_and_an_output_an_identity_is_left() -> None:
+    nodes = "a, b = Split <axis = 1> (x, s13)  y = Concat <axis = 1> (a, b)"
+    text = f"g (float[N, 4] x) => (float[N, 4] y) {{ {nodes} }}"
+    check_pass(MergeConcatsSplits(), text, "y = Identity (x)", count=1, weights=used(nodes))

@@ -12,7 +12,7 @@ NUMBERS = {
     "zero": np.zeros((), np.float32), "zeros": np.zeros(4, np.float32), "nought": -np.zeros(4, np.float32),
     "tiny": np.array(1e-30, np.float32), "huge": np.array(1e30, np.float32), "six": np.array(6, np.float32),
     "i2": np.array(2), "i3": np.array([3]), "max64": np.array(2**63 - 1), "nan": np.array(np.nan, np.float32),
-    "eps": np.array(1e-5, np.float32),
+    "clock": np.array(1.6e9, np.float32), "eps": np.array(1e-5, np.float32),
 }  # fmt: skip
 
 
@@ -50,6 +50,7 @@ def test_integers_wrap_around_either_way() -> None:
     [
         ("a = Add (x, huge)  y = Sub (a, huge)", True),  # rounds x
         ("a = Add (x, row)  y = Add (a, two)", True),
+        ("a = Sub (x, clock)  y = Sub (a, eps)", True),  # exact where x is near the clock
         ("a = Mul (x, tiny)  y = Mul (a, tiny)", True),
         ("a = Mul (x, huge)  y = Mul (a, huge)", True),
         ("a = Mul (x, two)  y = Div (two, a)", False),
@@ -67,3 +68,9 @@ def test_constants_that_stay(nodes: str, said: bool) -> None:
 def test_constants_that_would_grow_stay() -> None:
     text = "g (float[3, 4] x) => (float[3, 4] y) { a = Mul (x, row)  y = Mul (a, column) }"
     assert MergeConstants().rewrite(parse(text, weights=used("row column")), Context()) == 0
+
+
+def test_a_sum_that_loses_nothing_may_be_as_uneven_as_it_likes() -> None:
+    weights = {"clock": np.array(2.0**30, np.float32), "day": np.array(128, np.float32)}
+    text = graph("a = Sub (x, clock)  y = Sub (a, day)")
+    check_pass(MergeConstants(), text, ["Add"], count=1, weights=weights)

@@ -141,8 +141,11 @@ def test_dims_of_different_names_may_differ() -> None:
     assert RemoveNoOp().rewrite(parse(text), Context()) == 0
 
 
-def test_between_an_input_and_an_output_it_stays() -> None:
-    check_pass(RemoveNoOp(), "g (float[N] x) => (float[N] y) { y = Cast <to = 1> (x) }", count=0)
+@pytest.mark.parametrize("no_op", ["Cast <to = 1> (x)", "Slice (x, zero, far)", "Dropout (x)"])
+def test_between_an_input_and_an_output_an_identity_is_left(no_op: str) -> None:
+    weights = {"zero": np.array([0]), "far": np.array([2**62])} if "zero" in no_op else {}
+    text = f"g (float[N] x) => (float[N] y) {{ y = {no_op} }}"
+    check_pass(RemoveNoOp(), text, "y = Identity (x)", count=1, weights=weights)
 
 
 def test_an_output_takes_its_name_along() -> None:

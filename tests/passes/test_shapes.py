@@ -258,3 +258,12 @@ def test_facts_are_kept_from_pass_to_pass_until_something_is_rewritten() -> None
     found = following.shapes(model)
     assert found is not kept
     assert dataclasses.replace(context, rewrites=[]).shapes(model) not in (kept, found)
+
+
+def test_contents_of_the_parts_of_a_split() -> None:
+    found = facts(
+        """g (float[batch, sequence, 8] x) => (p, q, r) {
+            s = Shape (x)  p, q = Split (s, sizes)  r, u = Split <axis = 0> (s, wrong) }""",
+        weights={"sizes": np.array([1, 2]), "wrong": np.array([1, 3])},
+    )
+    assert [spelt(found[name].content) for name in "pqr"] == ["batch", "sequence,8", "?"]

@@ -126,6 +126,18 @@ def test_the_sign_of_a_zero_below_a_fraction_bar(nodes: str, count: int) -> None
     assert bool(context.misses) == (not count)
 
 
+@pytest.mark.parametrize(("last", "count"), [("Neg (b)", 1), ("Reciprocal (b)", 0)])
+def test_the_sign_of_a_zero_behind_an_if_is_seen_where_its_result_is(last: str, count: int) -> None:
+    text = f"""<ir_version: 10, opset_import: ["": 20]>
+        g (bool c, float[N] x) => (float[N] y) <float zero = {{0}}> {{
+            a = Relu (x)  z = Add (a, zero)
+            b = If (c) <then_branch = t () => (float[N] p) {{ p = Identity (z) }},
+                        else_branch = e () => (float[N] q) {{ q = Neg (z) }}>
+            y = {last}
+        }}"""
+    assert SimplifyArithmetic().rewrite(parse(text), Context()) == count
+
+
 def test_the_sign_of_a_zero_in_branches_and_functions() -> None:
     text = """
         <ir_version: 10, opset_import: ["": 20, "local": 1]>
