@@ -35,6 +35,7 @@ PASSES: Final[dict[str, str]] = {
     "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
+    "fuse-hard-swish": "burnish.passes.fusion.fuse_hard_swish:FuseHardSwish",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
     "fuse-conv-activation": "burnish.passes.fusion.fuse_conv_activation:FuseConvActivation",
     "fuse-rms-norm": "burnish.passes.fusion.fuse_rms_norm:FuseRmsNorm",
