@@ -33,6 +33,7 @@ PASSES: Final[dict[str, str]] = {
     "remove-guards": "burnish.passes.cleanup.remove_guards:RemoveGuards",
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
     "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
+    "fold-before-conv": "burnish.passes.fusion.fold_before_conv:FoldBeforeConv",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-hard-swish": "burnish.passes.fusion.fuse_hard_swish:FuseHardSwish",
