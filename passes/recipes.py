@@ -8,14 +8,15 @@ from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
     "remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-arithmetic,"
-    "simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,merge-concats-splits,"
-    "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
+    "simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,drop-zero-states,"
+    "merge-slices,merge-concats-splits,eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
-    "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,"
-    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,remove-guards,merge-transposes,merge-constants"
+    "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,"
+    "fuse-rotary,fuse-attention,fuse-skip-norm,fuse-bias-gelu,fuse-dynamic-quantize,remove-guards,"
+    "merge-transposes,merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""
