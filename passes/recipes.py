@@ -23,7 +23,7 @@ constants are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation"
 """What quantisation would not know any more."""
 
-_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv"
+_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-reductions"
 """After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot."""
 
 

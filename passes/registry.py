@@ -30,6 +30,7 @@ PASSES: Final[dict[str, str]] = {
     "merge-transposes": "burnish.passes.cleanup.merge_transposes:MergeTransposes",
     "merge-concats-splits": "burnish.passes.cleanup.merge_concats_splits:MergeConcatsSplits",
     "merge-slices": "burnish.passes.cleanup.merge_slices:MergeSlices",
+    "merge-reductions": "burnish.passes.cleanup.merge_reductions:MergeReductions",
     "drop-zero-states": "burnish.passes.cleanup.drop_zero_states:DropZeroStates",
     "remove-no-op": "burnish.passes.cleanup.remove_no_op:RemoveNoOp",
     "remove-guards": "burnish.passes.cleanup.remove_guards:RemoveGuards",
