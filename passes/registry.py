@@ -41,6 +41,8 @@ PASSES: Final[dict[str, str]] = {
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-hard-swish": "burnish.passes.fusion.fuse_hard_swish:FuseHardSwish",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
+    "fuse-group-norm": "burnish.passes.fusion.fuse_group_norm:FuseGroupNorm",
+    "lower-group-norm": "burnish.passes.fusion.lower_group_norm:LowerGroupNorm",
     "fuse-dynamic-quantize": "burnish.passes.fusion.fuse_dynamic_quantize:FuseDynamicQuantize",
     "fuse-conv-activation": "burnish.passes.fusion.fuse_conv_activation:FuseConvActivation",
     "fuse-rms-norm": "burnish.passes.fusion.fuse_rms_norm:FuseRmsNorm",
