@@ -8,7 +8,7 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.cleanup.reshape_target import RESHAPES
 from burnish.passes.editing import Round, feeds_only, is_templated, until_stable
 from burnish.passes.shapes import Shape
@@ -48,6 +48,9 @@ def _visit(round_: Round, node: ir.Node) -> None:
     if inner is None or inner.domain or inner.op_type not in (*_REDUCTIONS, *_POOLS):
         return
     if is_templated(inner) or inner.graph is not node.graph or not feeds_only(inner, node):
+        return
+    before = None if inner.inputs[0] is None else inner.inputs[0].producer()
+    if before is not None and is_op(before, "DequantizeLinear"):  # runtimes have pools on integers
         return
     shape, result = round_.shapes[inner.inputs[0]].shape, round_.shapes[node.outputs[0]].shape
     axes = None if shape is None else _axes(round_, inner, shape)

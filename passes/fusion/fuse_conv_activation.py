@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.fusion.fuse_hard_swish import clip_bounds, gates_swish
+from burnish.passes.fusion.quantised import reads_quantised
 from burnish.passes.matching import CONTRIB, Scope, candidates, either_way, made_by, obstacle
 from burnish.passes.shapes import Fact, Shapes
 
@@ -26,7 +27,7 @@ class FuseConvActivation(Pass):
     That is what is added, where it provably has the shape of the result (a residual), and then an
     activation: Relu, Sigmoid, Tanh, LeakyRelu, HardSigmoid, Clip between constants, and HardSwish, whole or
     as x * HardSigmoid(x). Kept: a result that something else reads too. Quantisation knows Conv only, so
-    this belongs last in a recipe.
+    this belongs last in a recipe; and a Conv between QuantizeLinear and DequantizeLinear is kept.
     """
 
     name: ClassVar[str] = "fuse-conv-activation"
@@ -70,7 +71,9 @@ def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> No
         if conv is None or result is other or _untyped(conv) or obstacle([conv, add], add.outputs):
             continue
         fact = facts[result]
-        if fact.shape is None or fact.shape != facts[other].shape:
+        if reads_quantised(conv, 0):
+            context.miss(add, _QUANTISED)
+        elif fact.shape is None or fact.shape != facts[other].shape:
             context.miss(add, "what is added is not proved to have the shape of the Conv's result")
         elif context.permit(add):
             given = [*conv.inputs, None][:3]
@@ -125,6 +128,8 @@ def _refusal(conv: ir.Node, activation: str, parameters: Parameters, context: Co
         return f"target {context.target.name} has no {CONTRIB}::FusedConv"
     if activation not in rules.activations:
         return f"the FusedConv of target {context.target.name} has no {activation}"
+    if reads_quantised(conv, 0):
+        return _QUANTISED
     if parameters is None:
         return "the bounds of the Clip are not constant"
     return "FusedConv takes float32 only, or the type is not known" if _untyped(conv) else None
@@ -143,6 +148,7 @@ def _clip(node: ir.Node) -> Parameters:
     return None if bounds is None else list(bounds)
 
 
+_QUANTISED: Final = "its input is dequantised: runtimes have an integer Conv for that, and no FusedConv"
 _PARAMETERS: Final[Mapping[str, Callable[[ir.Node], Parameters]]] = {
     "Relu": lambda _: [],
     "Sigmoid": lambda _: [],

@@ -131,6 +131,16 @@ def test_a_sum_that_spreads_stays(nodes: str, other: str, output: str) -> None:
     assert context.misses[0].why == "what is added is not proved to have the shape of the Conv's result"
 
 
+def test_what_runs_on_integers_stays() -> None:
+    conv = "d = DequantizeLinear (x, s, z)  c = Conv <pads = [1, 1, 1, 1]> (d, v)  "
+    weights = {"s": np.float32(0.1), "z": np.uint8(99), "v": SQUARE["v"]}
+    for behind in ("y = Relu (c)", "y = Add (c, d)"):
+        context = Context()
+        text = graph(conv + behind, "uint8[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
+        check_pass(FuseConvActivation(), text, count=0, weights=weights, context=context)
+        assert context.misses[0].why.startswith("its input is dequantised")
+
+
 def test_a_sum_twice_of_one_convolution_stays() -> None:
     text = graph(f"{SAME}  y = Add (c, c)", "float[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
     check_pass(FuseConvActivation(), text, count=0, weights=SQUARE)
