@@ -41,25 +41,27 @@ class FuseConvActivation(Pass):
             if is_op(node, "Add"):
                 _fuse_sum(node, scope, context, facts)
             else:
-                _fuse_activation(node, scope, context)
+                _fuse_activation(node, scope, context, facts)
         return len(context.rewrites) - before
 
 
 @final
 class _Facts:
-    """What was known before the first rewrite; what FusedConv makes is known as what it replaces was."""
+    """What is known of values, found when it is first asked for; what FusedConv makes is known as before."""
 
     def __init__(self, context: Context, model: ir.Model) -> None:
         self._find: Callable[[], Shapes] = partial(context.shapes, model)
         self._shapes: Shapes | None = None
 
     def __getitem__(self, value: ir.Value) -> Fact:
-        self._shapes = self._shapes or self._find()
+        if self._shapes is None:
+            self._shapes = self._find()
         return self._shapes[value]
 
-    def __setitem__(self, value: ir.Value, fact: Fact) -> None:
-        self._shapes = self._shapes or self._find()
-        self._shapes[value] = fact
+    def hand_on(self, old: ir.Value, new: ir.Value) -> None:
+        """A new value is what an old one was."""
+        if self._shapes is not None:
+            self._shapes[new] = self._shapes[old]
 
 
 def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> None:
@@ -79,11 +81,11 @@ def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> No
             given = [*conv.inputs, None][:3]
             new = _emit(conv, [*given, other], {})
             scope.replace([conv, add], [new], {add.outputs[0]: new.outputs[0]}, FuseConvActivation.name)
-            facts[new.outputs[0]] = fact
+            facts.hand_on(add.outputs[0], new.outputs[0])
             return
 
 
-def _fuse_activation(last: ir.Node, scope: Scope, context: Context) -> None:
+def _fuse_activation(last: ir.Node, scope: Scope, context: Context, facts: _Facts) -> None:
     activation, result, nodes = _activation(last)
     if not nodes:
         return
@@ -99,6 +101,7 @@ def _fuse_activation(last: ir.Node, scope: Scope, context: Context) -> None:
         attributes["activation_params"] = ir.AttrFloat32s("activation_params", parameters)
     new = _emit(conv, conv.inputs, attributes)
     scope.replace([conv, *nodes], [new], {last.outputs[0]: new.outputs[0]}, FuseConvActivation.name)
+    facts.hand_on(last.outputs[0], new.outputs[0])
 
 
 def _activation(last: ir.Node) -> tuple[str, ir.Value | None, list[ir.Node]]:

@@ -93,6 +93,8 @@ def test_another_gate_is_not_hard_swish() -> None:
 
 
 SAME = "c = Conv <pads = [1, 1, 1, 1]> (x, v, d)"
+SAME2 = "c2 = Conv <pads = [1, 1, 1, 1]> (r, v)"
+LAST = "c3 = Conv <pads = [1, 1, 1, 1]> (r2, v, d)  y = Add (c3, r2)"
 SQUARE = {"v": RNG.standard_normal((4, 4, 3, 3)).astype(np.float32), "d": np.ones(4, np.float32)}
 RESIDUALS = {
     "a sum": (f"{SAME}  y = Add (c, x)", ["FusedConv"], 1),
@@ -104,6 +106,11 @@ RESIDUALS = {
         f"{SAME}  e = Conv <pads = [1, 1, 1, 1]> (x, v)  s = Add (c, e)  y = Relu (s)",
         ["Conv", "FusedConv"],
         2,
+    ),
+    "three blocks": (
+        f"{SAME}  s = Add (c, x)  r = Relu (s)  {SAME2}  s2 = Add (r, c2)  r2 = Relu (s2)  {LAST}",
+        ["FusedConv", "FusedConv", "FusedConv"],
+        5,
     ),
     "behind an activation": (f"{SAME}  r = Relu (c)  y = Add (r, x)", ["FusedConv", "Add"], 1),
 }
