@@ -36,6 +36,9 @@ _CUDA_CONTRIB: Final = frozenset(
         "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
+_CPU_ACTIVATIONS: Final = frozenset(
+    {"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
+)
 # Standard ops that onnxruntime has no kernel for and inlines as functions (slow, and never fused).
 _CPU_INLINED: Final = frozenset({"GroupNormalization", "HardSwish", "Mish", "Swish"})
 _CUDA_INLINED: Final = frozenset({"GroupNormalization", "Mish", "Swish"})
@@ -59,6 +62,17 @@ class QdqRules:
     """A Linear gets a QuantizeLinear on its output."""
     conv_output: bool
     """A Conv gets a QuantizeLinear on its output (onnxruntime's CPU kernels need it)."""
+
+
+@final
+@dataclasses.dataclass(frozen=True)
+class ConvRules:
+    """What the target's FusedConv does behind the convolution. CPU: measured on onnxruntime 1.31.1."""
+
+    activations: frozenset[str]
+    """Activations that it knows."""
+    adds: bool = False
+    """It takes a fourth input of the result's shape, and adds it before the activation."""
 
 
 @final
@@ -92,6 +106,8 @@ class Target:
     """None: int8 activations do not run here (weight-only quantisation may)."""
     dynamic_int8: bool = False
     """DynamicQuantizeLinear + MatMulInteger run in int8."""
+    fused_conv: ConvRules | None = None
+    """None: there is no FusedConv."""
     kv_cache: CacheRules | None = None
     """None: no operator is known to update a cache in place here."""
     max_opset: int = 26
@@ -106,6 +122,11 @@ class Target:
             raise TargetError(
                 f"Target {self.name!r} claims dynamic int8 without a DynamicQuantizeMatMul kernel.",
                 "Add the kernel to `contrib`, or set dynamic_int8=False.",
+            )
+        if (self.fused_conv is not None) != ("FusedConv" in self.contrib):
+            raise TargetError(
+                f"Target {self.name!r} has a FusedConv kernel or rules for one, and not both.",
+                "Name the kernel in `contrib` and what it does in `fused_conv`.",
             )
 
         grouped = self.kv_cache is not None and self.kv_cache.form == "group-query"
@@ -132,6 +153,7 @@ TARGETS: Final[dict[str, Target]] = {
             inlined=_CPU_INLINED,
             qdq=QdqRules("u8", symmetric=False, bias_int32=True, linear_output=False, conv_output=True),
             dynamic_int8=True,
+            fused_conv=ConvRules(_CPU_ACTIVATIONS, adds=True),
             kv_cache=CacheRules("group-query", frozenset({"float32", "float16"})),
         ),
         Target(
@@ -144,6 +166,7 @@ TARGETS: Final[dict[str, Target]] = {
             "CUDAExecutionProvider",
             contrib=_CUDA_CONTRIB,
             inlined=_CUDA_INLINED,
+            fused_conv=ConvRules(frozenset({"Relu"})),
             kv_cache=CacheRules("group-query", frozenset({"float16", "bfloat16"})),
         ),
         Target(

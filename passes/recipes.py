@@ -7,22 +7,24 @@ from typing import Final
 from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
-    "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,simplify-arithmetic,"
-    "simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,merge-concats-splits,"
-    "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
+    "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,"
+    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,"
+    "drop-zero-states,merge-slices,merge-concats-splits,eliminate-common-subexpressions,"
+    "deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
-    "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,"
-    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,remove-guards,merge-transposes,merge-constants"
+    "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,"
+    "fuse-rotary,fuse-attention,fuse-skip-norm,fuse-bias-gelu,fuse-dynamic-quantize,"
+    "fuse-group-norm,lower-group-norm,remove-guards,merge-transposes,merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation"
 """What quantisation would not know any more."""
 
-_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm"
+_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-reductions"
 """After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot."""
 
 

@@ -12,7 +12,8 @@ from burnish.passes.base import tensor_of
 from burnish.passes.dims import Dim, product, total
 from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
-from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape
+from burnish.passes.shape_rules_quantized import QUANTISED, branches, stacked
+from burnish.passes.shapes import MAX_CONTENT, Call, Fact, Shape
 
 Rule = Callable[[Call], Sequence[Fact]]
 
@@ -60,7 +61,7 @@ def infer(call: Call) -> Sequence[Fact]:
         if node.op_type == "FusedConv":
             return ask_onnx(call, "Conv")
         return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
-    if node.domain or node.op_type in ("Loop", "Scan"):
+    if node.domain:
         return []
     rule = RULES.get(node.op_type)
     facts = list(rule(call) if rule else ask_onnx(call))
@@ -372,12 +373,6 @@ def _reduce(call: Call) -> Sequence[Fact]:
     return [Fact(data.dtype, tuple(d for i, d in enumerate(data.shape) if i not in gone))]
 
 
-def _if(call: Call) -> Sequence[Fact]:
-    graphs = [call.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
-    then, other = ([call.shapes[value] for value in graph.outputs] for graph in graphs)
-    return [a if a == b else UNKNOWN for a, b in zip(then, other, strict=False)]
-
-
 RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_SAME, _same),
     **dict.fromkeys(_ARITHMETIC, _broadcast),
@@ -385,10 +380,15 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_REDUCTIONS, _reduce),
     "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
-    "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "If": _if, "MatMul": _matmul,
+    "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "MatMul": _matmul,
     "Range": _range, "Reshape": _reshape, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
     "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+    "If": branches, "Loop": stacked, "Scan": stacked,
 }  # fmt: skip
 
-_QUANTISED: Final[dict[str, Rule]] = {"GatherBlockQuantized": _gather_blocks, "MatMulNBits": _matmul_n_bits}
-"""Of com.microsoft, with weights in blocks."""
+_QUANTISED: Final[dict[str, Rule]] = {
+    **QUANTISED,
+    "GatherBlockQuantized": _gather_blocks,
+    "MatMulNBits": _matmul_n_bits,
+}
+"""Of com.microsoft."""

@@ -9,10 +9,10 @@ from typing import ClassVar, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, constant_of, tensor_of
+from burnish.passes.base import Context, Numerics, Pass, constant_of, is_op, tensor_of
 from burnish.passes.fusion.linear import Affine, channels, emit, fold, is_linear, weights_are_constant
 from burnish.passes.fusion.padding import absorb_padding, takes_padding
-from burnish.passes.matching import Scope, obstacle, scopes
+from burnish.passes.matching import Scope, either_way, made_by, obstacle, scopes
 
 _FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _MAX_COPY: Final = 1 << 16  # bytes of a weight that is written once more because it is shared
@@ -25,6 +25,7 @@ class FoldIntoConv(Pass):
 
     - Add, Sub, Mul and Div of a constant for each channel behind one of them (behind a MatMul only Mul and
       Div: it has no bias);
+    - Mul and Div behind a MatMul and the Add of its bias (a layer's scale), into both;
     - Pad with zeros before Conv, AveragePool and MaxPool, where that is what the operator can do itself.
 
     Kept: weights that are not constant, or in half precision, where a folded weight is rounded once more;
@@ -52,6 +53,8 @@ def _fold(node: ir.Node, scope: Scope, context: Context) -> None:
     for place in (0, 1):
         result, constant = node.inputs[place], node.inputs[1 - place]
         linear = None if result is None else result.producer()
+        if constant is not None and is_op(linear, "Add") and _fold_behind_bias(node, linear, scope, context):
+            return
         if linear is None or not is_linear(linear) or constant is None or tensor_of(constant) is None:
             continue
         plain = linear.op_type == "MatMul"  # which has no bias, and mostly no constant operand
@@ -68,6 +71,39 @@ def _fold(node: ir.Node, scope: Scope, context: Context) -> None:
             new = emit(linear, folded, scope)
             scope.replace([linear, node], [new], {node.outputs[0]: new.outputs[0]}, FoldIntoConv.name)
         return
+
+
+def _fold_behind_bias(node: ir.Node, add: ir.Node | None, scope: Scope, context: Context) -> bool:
+    """(x @ w + b) * c  ->  x @ (w * c) + b * c"""
+    if add is None or node.op_type not in ("Div", "Mul") or add.outputs[0] is None:
+        return False
+    for result, bias in either_way(add):
+        matmul, row = made_by(result, "MatMul"), constant_of(bias, _MAX_COPY)
+        count = None if matmul is None else channels(matmul)
+        if matmul is None or row is None or count is None or row.ndim > 1 or row.size not in (1, count):
+            continue
+        place = 0 if node.inputs[0] is add.outputs[0] else 1
+        affine = _affine(node, place, matmul)
+        if affine is None or affine.factor is None:
+            return False
+        why = _refusal(node, matmul) or obstacle([matmul, add, node], node.outputs)
+        folded = None if why is not None else fold(matmul, affine)
+        if why is not None or folded is None or folded.weight is None:
+            context.miss(node, why or "the constants do not fit each other")
+            return False
+        with np.errstate(over="ignore"):
+            shift = (row.astype(np.float64) * affine.factor).astype(row.dtype)
+        finite = np.isfinite(folded.weight).all() and np.isfinite(shift).all()
+        if not context.permit_unless(None if finite else "the constants overflow together", node):
+            return False
+        new = emit(matmul, folded, scope)
+        total = ir.node("Add", [new.outputs[0], scope.constant(add, f"{bias.name}_folded", shift)])
+        value, old = new.outputs[0], result
+        value.name, value.type, value.shape = scope.fresh(f"{old.name}_scaled"), old.type, old.shape
+        results = {node.outputs[0]: total.outputs[0]}
+        scope.replace([matmul, add, node], [new, total], results, FoldIntoConv.name)
+        return True
+    return False
 
 
 def _refusal(node: ir.Node, linear: ir.Node) -> str | None:

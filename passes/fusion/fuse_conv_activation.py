@@ -1,15 +1,19 @@
-"""Relu(Conv(x))  ->  com.microsoft::FusedConv(x), and other activations likewise"""
+"""Relu(Conv(x) + z)  ->  com.microsoft::FusedConv(x, z), and other activations likewise"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass
-from burnish.passes.matching import CONTRIB, Scope, candidates, made_by, obstacle, scalar
+from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.fusion.fuse_hard_swish import clip_bounds, gates_swish
+from burnish.passes.fusion.quantised import reads_quantised
+from burnish.passes.matching import CONTRIB, Scope, candidates, either_way, made_by, obstacle
+from burnish.passes.shapes import Fact, Shapes
 
 Parameters = list[float] | None
 """What FusedConv is told of the activation; None: it cannot be told."""
@@ -18,44 +22,120 @@ Parameters = list[float] | None
 @final
 @dataclasses.dataclass(frozen=True)
 class FuseConvActivation(Pass):
-    """Fuse the activation behind a float32 Conv into onnxruntime's FusedConv, where the target has it.
+    """Fuse what stands behind a float32 Conv into onnxruntime's FusedConv, as far as the target's does it.
 
-    Known are Relu, Sigmoid, Tanh, LeakyRelu, HardSigmoid and Clip between constants, behind a Conv whose
-    result nothing else reads. Quantisation knows Conv only, so this belongs last in a recipe.
+    That is what is added, where it provably has the shape of the result (a residual), and then an
+    activation: Relu, Sigmoid, Tanh, LeakyRelu, HardSigmoid, Clip between constants, and HardSwish, whole or
+    as x * HardSigmoid(x). Kept: a result that something else reads too. Quantisation knows Conv only, so
+    this belongs last in a recipe; and a Conv between QuantizeLinear and DequantizeLinear is kept.
     """
 
     name: ClassVar[str] = "fuse-conv-activation"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
-        """Return how many activations were fused."""
-        return sum(_fuse(node, scope, context) for node, scope in candidates(model, *_PARAMETERS))
+        """Return how many sums and activations were fused."""
+        before = len(context.rewrites)
+        facts = _Facts(context, model)
+        for node, scope in candidates(model, *_PARAMETERS, "Add", "Mul"):
+            if is_op(node, "Add"):
+                _fuse_sum(node, scope, context, facts)
+            else:
+                _fuse_activation(node, scope, context, facts)
+        return len(context.rewrites) - before
 
 
-def _fuse(activation: ir.Node, scope: Scope, context: Context) -> bool:
-    conv = made_by(activation.inputs[0], "Conv")
-    if conv is None:
-        return False
-    parameters = _PARAMETERS[activation.op_type](activation)
-    why = _refusal(conv, parameters, context) or obstacle([conv, activation], activation.outputs)
-    if not context.permit_unless(why, activation):
-        return False
-    attributes = dict(conv.attributes) | {"activation": ir.AttrString("activation", activation.op_type)}
+@final
+class _Facts:
+    """What is known of values, found when it is first asked for; what FusedConv makes is known as before."""
+
+    def __init__(self, context: Context, model: ir.Model) -> None:
+        self._find: Callable[[], Shapes] = partial(context.shapes, model)
+        self._shapes: Shapes | None = None
+
+    def __getitem__(self, value: ir.Value) -> Fact:
+        if self._shapes is None:
+            self._shapes = self._find()
+        return self._shapes[value]
+
+    def hand_on(self, old: ir.Value, new: ir.Value) -> None:
+        """A new value is what an old one was."""
+        if self._shapes is not None:
+            self._shapes[new] = self._shapes[old]
+
+
+def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> None:
+    rules = context.target.fused_conv
+    if rules is None or not rules.adds:
+        return
+    for result, other in either_way(add):
+        conv = made_by(result, "Conv")
+        if conv is None or result is other or _untyped(conv) or obstacle([conv, add], add.outputs):
+            continue
+        fact = facts[result]
+        if reads_quantised(conv, 0):
+            context.miss(add, _QUANTISED)
+        elif fact.shape is None or fact.shape != facts[other].shape:
+            context.miss(add, "what is added is not proved to have the shape of the Conv's result")
+        elif context.permit(add):
+            given = [*conv.inputs, None][:3]
+            new = _emit(conv, [*given, other], {})
+            scope.replace([conv, add], [new], {add.outputs[0]: new.outputs[0]}, FuseConvActivation.name)
+            facts.hand_on(add.outputs[0], new.outputs[0])
+            return
+
+
+def _fuse_activation(last: ir.Node, scope: Scope, context: Context, facts: _Facts) -> None:
+    activation, result, nodes = _activation(last)
+    if not nodes:
+        return
+    conv = made_by(result, "Conv") or made_by(result, "FusedConv", CONTRIB)
+    if conv is None or "activation" in conv.attributes:
+        return
+    parameters = _PARAMETERS[activation](last)
+    why = _refusal(conv, activation, parameters, context) or obstacle([conv, *nodes], last.outputs)
+    if not context.permit_unless(why, last):
+        return
+    attributes: dict[str, ir.Attr] = {"activation": ir.AttrString("activation", activation)}
     if parameters:
         attributes["activation_params"] = ir.AttrFloat32s("activation_params", parameters)
-    new = ir.Node(CONTRIB, "FusedConv", list(conv.inputs), attributes.values(), num_outputs=1)
-    results = {activation.outputs[0]: new.outputs[0]}
-    scope.replace([conv, activation], [new], results, FuseConvActivation.name)
-    return True
+    new = _emit(conv, conv.inputs, attributes)
+    scope.replace([conv, *nodes], [new], {last.outputs[0]: new.outputs[0]}, FuseConvActivation.name)
+    facts.hand_on(last.outputs[0], new.outputs[0])
 
 
-def _refusal(conv: ir.Node, parameters: Parameters, context: Context) -> str | None:
-    if not context.target.has_kernel(CONTRIB, "FusedConv"):
+def _activation(last: ir.Node) -> tuple[str, ir.Value | None, list[ir.Node]]:
+    """Which activation ends at a node, of what, and its nodes."""
+    if not is_op(last, "Mul"):
+        return last.op_type, last.inputs[0], [last]
+    for x, gate in either_way(last):
+        sigmoid = made_by(gate, "HardSigmoid")
+        if sigmoid is not None and sigmoid.inputs[0] is x and gates_swish(sigmoid):
+            return "HardSwish", x, [sigmoid, last]
+    return "", None, []
+
+
+def _emit(conv: ir.Node, inputs: Sequence[ir.Value | None], more: Mapping[str, ir.Attr]) -> ir.Node:
+    attributes = dict(conv.attributes) | dict(more)
+    return ir.Node(CONTRIB, "FusedConv", list(inputs), attributes.values(), num_outputs=1)
+
+
+def _untyped(conv: ir.Node) -> bool:
+    """FusedConv takes float32 only."""
+    return {value.dtype for value in conv.inputs if value is not None} != {ir.DataType.FLOAT}
+
+
+def _refusal(conv: ir.Node, activation: str, parameters: Parameters, context: Context) -> str | None:
+    rules = context.target.fused_conv
+    if rules is None:
         return f"target {context.target.name} has no {CONTRIB}::FusedConv"
+    if activation not in rules.activations:
+        return f"the FusedConv of target {context.target.name} has no {activation}"
+    if reads_quantised(conv, 0):
+        return _QUANTISED
     if parameters is None:
         return "the bounds of the Clip are not constant"
-    dtypes = {value.dtype for value in conv.inputs if value is not None}
-    return None if dtypes == {ir.DataType.FLOAT} else "FusedConv takes float32 only, or the type is not known"
+    return "FusedConv takes float32 only, or the type is not known" if _untyped(conv) else None
 
 
 def _leaky_relu(node: ir.Node) -> Parameters:
@@ -67,22 +147,17 @@ def _hard_sigmoid(node: ir.Node) -> Parameters:
 
 
 def _clip(node: ir.Node) -> Parameters:
-    """Both bounds; one that is left out is the last number of the type."""
-    low, high = _bound(node, "min", 1, -_LARGEST), _bound(node, "max", 2, _LARGEST)
-    return None if low is None or high is None else [low, high]
+    bounds = clip_bounds(node)
+    return None if bounds is None else list(bounds)
 
 
-def _bound(node: ir.Node, name: str, position: int, default: float) -> float | None:
-    value = node.inputs[position] if len(node.inputs) > position else None
-    return node.attributes.get_float(name, default) if value is None else scalar(value)
-
-
-_LARGEST: Final = 3.4028234663852886e38  # of float32
+_QUANTISED: Final = "its input is dequantised: runtimes have an integer Conv for that, and no FusedConv"
 _PARAMETERS: Final[Mapping[str, Callable[[ir.Node], Parameters]]] = {
     "Relu": lambda _: [],
     "Sigmoid": lambda _: [],
     "Tanh": lambda _: [],
     "LeakyRelu": _leaky_relu,
     "HardSigmoid": _hard_sigmoid,
+    "HardSwish": lambda _: [],
     "Clip": _clip,
 }

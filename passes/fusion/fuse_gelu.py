@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
-from burnish.passes.fusion.polynomial import ARITHMETIC, Polynomial, Powers, read_polynomial
-from burnish.passes.matching import CONTRIB, Scope, candidates, obstacle, scalar
+from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.fusion.polynomial import Polynomial, Powers, operands_of, read_polynomial, what_follows
+from burnish.passes.matching import CONTRIB, Scope, candidates, obstacle
 
 _OPSET: Final = 20  # Gelu is standard from here on
 _TANH_FACTOR: Final = math.sqrt(2.0 / math.pi)
@@ -101,12 +101,12 @@ def _fuse(function: ir.Node, scope: Scope, context: Context) -> bool:
 
 def _match(function: ir.Node, context: Context) -> _Match | None:
     argument, t = function.inputs[0], function.outputs[0]
-    for x in () if argument is None else _operands(argument):
+    for x in () if argument is None else operands_of(argument):
         inner = None if argument is None else read_polynomial(argument, [x])
         form = None if inner is None else _form(function, inner, x.dtype)
         if inner is None or form is None:
             continue
-        outer = _outer(x, t, form.outer)
+        outer = what_follows(x, t, form.outer)
         if outer is not None:
             return _Match(x, form, inner, (*inner.nodes, function, *outer.nodes))
         if form.inner is not None:
@@ -139,34 +139,3 @@ def _emit(found: _Match, scope: Scope) -> ir.Node:
         return ir.node("Gelu", [found.x], {"approximate": form.approximate})
     attributes = {"alpha": found.inner.terms[(1,)]} if form.inner is None else {}
     return ir.node(form.contrib, [found.x], attributes, domain=CONTRIB)
-
-
-def _operands(value: ir.Value) -> Iterator[ir.Value]:
-    """`value` and what it is calculated from: each may be the x of the pattern."""
-    todo = [value]
-    seen: set[ir.Value] = set()
-    while todo and len(seen) < 16:  # more than any form has
-        current = todo.pop(0)
-        if current in seen or scalar(current, max_rank=8) is not None:
-            continue
-        seen.add(current)
-        yield current
-        node = current.producer()
-        if any(is_op(node, op) for op in ARITHMETIC) and node is not None:
-            todo.extend(operand for operand in node.inputs if operand is not None)
-
-
-def _outer(x: ir.Value, t: ir.Value, expected: Mapping[Powers, float]) -> Polynomial | None:
-    """The arithmetic after `t` that is `expected` in (x, t)."""
-    todo = list(t.consumers())
-    for _ in range(6):  # x/2 + (x/2)·t written out has 4 steps
-        if not todo:
-            return None
-        node = todo.pop(0)
-        if not any(is_op(node, op) for op in ARITHMETIC):
-            continue
-        found = read_polynomial(node.outputs[0], [x, t])
-        if found is not None and found.is_close(expected, x.dtype):
-            return found
-        todo.extend(node.outputs[0].consumers())
-    return None

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.dims import Dim
 from burnish.passes.editing import Round, feeds_only, until_stable
+from burnish.passes.fusion.quantised import reads_quantised
 from burnish.passes.matching import MADE_BY
 from burnish.passes.shapes import Shape
 
@@ -65,6 +66,8 @@ class _Maker:
             return
 
     def _is_matrix_product(self, matmul: ir.Node) -> bool:
+        if reads_quantised(matmul):  # which runtimes run on integers, but not with a float bias
+            return False
         shapes = self._round.shapes
         facts = [shapes[value] for value in matmul.inputs]
         return shapes.opset(matmul) >= _FIRST_OPSET and all(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, final
 
 import onnx_ir as ir
@@ -48,6 +48,37 @@ def read_polynomial(value: ir.Value, variables: Sequence[ir.Value]) -> Polynomia
     reader = _Reader(tuple(variables), rank(variables[0]) or 0)
     found = reader.read(value)
     return None if found is None or len(found.nodes) > _MAX_NODES else found
+
+
+def operands_of(value: ir.Value) -> Iterator[ir.Value]:
+    """`value` and what it is calculated from by arithmetic: each may be the variable of a polynomial."""
+    todo = [value]
+    seen: set[ir.Value] = set()
+    while todo and len(seen) < 16:  # more than any form has
+        current = todo.pop(0)
+        if current in seen or scalar(current, max_rank=8) is not None:
+            continue
+        seen.add(current)
+        yield current
+        node = current.producer()
+        if any(is_op(node, op) for op in ARITHMETIC) and node is not None:
+            todo.extend(operand for operand in node.inputs if operand is not None)
+
+
+def what_follows(x: ir.Value, t: ir.Value, expected: Mapping[Powers, float]) -> Polynomial | None:
+    """The arithmetic after `t` that is `expected` in (x, t)."""
+    todo = list(t.consumers())
+    for _ in range(6):  # x/2 + (x/2)·t written out has 4 steps
+        if not todo:
+            return None
+        node = todo.pop(0)
+        if not any(is_op(node, op) for op in ARITHMETIC):
+            continue
+        found = read_polynomial(node.outputs[0], [x, t])
+        if found is not None and found.is_close(expected, x.dtype):
+            return found
+        todo.extend(node.outputs[0].consumers())
+    return None
 
 
 @final

@@ -181,3 +181,48 @@ def test_padding_that_stays(nodes: str, why: str) -> None:
     channels = 3 if "channels" in nodes else 4
     weights = padded(nodes) | ({"w": arrays(w=(6, 5, 3, 3))["w"]} if channels == 3 else {})
     stays(image(nodes, channels), weights, why)
+
+
+SCALED = {
+    "a row": "m = MatMul (x, w)  a = Add (m, b)  y = Mul (a, c)",
+    "a row first": "m = MatMul (x, w)  a = Add (b, m)  y = Mul (c, a)",
+    "a number": "m = MatMul (x, w)  a = Add (m, b)  y = Div (a, s)",
+    "of a bias that is a number": "m = MatMul (x, w)  a = Add (m, s)  y = Mul (a, c)",
+}
+LAYER = {
+    "w": np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6), "b": np.linspace(1, 2, 6, dtype=np.float32),
+    "c": np.linspace(-0.5, 0.5, 6, dtype=np.float32), "s": np.float32(0.7),
+    "c3": np.ones((1, 1, 6), np.float32), "z": np.zeros(6, np.float32),
+}  # fmt: skip
+
+
+def _of(nodes: str) -> dict[str, np.ndarray]:
+    words = nodes.replace(",", " ").replace("(", " ").replace(")", " ").split()
+    return {name: array for name, array in LAYER.items() if name in words}
+
+
+@pytest.mark.parametrize("nodes", SCALED.values(), ids=SCALED)
+def test_a_layers_scale_goes_into_weight_and_bias(nodes: str) -> None:
+    text = f"g (float[N, M, 4] x) => (float[N, M, 6] y) {{ {nodes} }}"
+    check_pass(FoldIntoConv(), text, ["MatMul", "Add"], count=1, weights=_of(nodes))
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "m = MatMul (x, w)  a = Add (m, b)  y = Mul (a, c3)",
+        "m = MatMul (x, w)  a = Add (m, b)  y = Div (a, z)",
+        "m = MatMul (x, w)  a = Add (m, b)  y = Div (c, a)",
+        "m = MatMul (x, w)  a = Add (m, c3)  y = Mul (a, c)",
+        "m = MatMul (x, w)  a = Add (m, b)  r = Relu (a)  y = Mul (r, a)",
+    ],
+)
+def test_a_scale_that_does_not_fit_stays(nodes: str) -> None:
+    text = f"g (float[N, M, 4] x) => (float[N, M, 6] y) {{ {nodes} }}"
+    check_pass(FoldIntoConv(), text, count=0, weights=_of(nodes))
+
+
+def test_a_scale_of_what_is_used_elsewhere_stays() -> None:
+    nodes = "m = MatMul (x, w)  a = Add (m, b)  y = Mul (a, c)  z2 = Neg (a)"
+    text = f"g (float[N, M, 4] x) => (float[N, M, 6] y, float[N, M, 6] z2) {{ {nodes} }}"
+    check_pass(FoldIntoConv(), text, count=0, weights=_of(nodes))

@@ -71,6 +71,97 @@ def test_a_conv_without_bias() -> None:
     check_pass(FuseConvActivation(), graph(nodes), ["FusedConv"], count=1, weights=used(nodes))
 
 
+HARD_SWISHES = {
+    "HardSwish": "y = HardSwish (c)",
+    "x times its gate": "h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (c)  y = Mul (c, h)",
+    "a gate times x": "h = HardSigmoid <alpha = 0.16666667, beta = 0.5> (c)  y = Mul (h, c)",
+}
+
+
+@pytest.mark.parametrize("nodes", HARD_SWISHES.values(), ids=HARD_SWISHES)
+def test_hard_swish(nodes: str) -> None:
+    nodes = f"{CONV}  {nodes}"
+    model = check_pass(FuseConvActivation(), graph(nodes), ["FusedConv"], count=1, weights=used(nodes))
+    node = model.graph.node(0)
+    assert node.attributes.get_string("activation") == "HardSwish"
+    assert "activation_params" not in node.attributes  # onnxruntime ignores them
+
+
+def test_another_gate_is_not_hard_swish() -> None:
+    nodes = f"{CONV}  h = HardSigmoid <alpha = 0.2, beta = 0.5> (c)  y = Mul (c, h)"
+    check_pass(FuseConvActivation(), graph(nodes), count=0, weights=used(nodes))
+
+
+SAME = "c = Conv <pads = [1, 1, 1, 1]> (x, v, d)"
+SAME2 = "c2 = Conv <pads = [1, 1, 1, 1]> (r, v)"
+LAST = "c3 = Conv <pads = [1, 1, 1, 1]> (r2, v, d)  y = Add (c3, r2)"
+SQUARE = {"v": RNG.standard_normal((4, 4, 3, 3)).astype(np.float32), "d": np.ones(4, np.float32)}
+RESIDUALS = {
+    "a sum": (f"{SAME}  y = Add (c, x)", ["FusedConv"], 1),
+    "the other way round": (f"{SAME}  y = Add (x, c)", ["FusedConv"], 1),
+    "and an activation": (f"{SAME}  s = Add (c, x)  y = Relu (s)", ["FusedConv"], 2),
+    "and HardSwish": (f"{SAME}  s = Add (c, x)  y = HardSwish (s)", ["FusedConv"], 2),
+    "without bias": ("c = Conv <pads = [1, 1, 1, 1]> (x, v)  y = Add (c, x)", ["FusedConv"], 1),
+    "two convolutions": (
+        f"{SAME}  e = Conv <pads = [1, 1, 1, 1]> (x, v)  s = Add (c, e)  y = Relu (s)",
+        ["Conv", "FusedConv"],
+        2,
+    ),
+    "three blocks": (
+        f"{SAME}  s = Add (c, x)  r = Relu (s)  {SAME2}  s2 = Add (r, c2)  r2 = Relu (s2)  {LAST}",
+        ["FusedConv", "FusedConv", "FusedConv"],
+        5,
+    ),
+    "behind an activation": (f"{SAME}  r = Relu (c)  y = Add (r, x)", ["FusedConv", "Add"], 1),
+}
+
+
+@pytest.mark.parametrize(("nodes", "after", "count"), RESIDUALS.values(), ids=RESIDUALS)
+def test_what_is_added_becomes_an_input(nodes: str, after: list[str], count: int) -> None:
+    text = graph(nodes, "float[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
+    weights = {name: array for name, array in SQUARE.items() if f", {name}" in nodes}
+    check_pass(FuseConvActivation(), text, after, count=count, weights=weights)
+
+
+SPREAD = {
+    "one number for each channel": ("y = Add (c, z)", "float[4, 1, 1] z", "float[N, 4, 6, 5] y"),
+    "another batch": ("y = Add (c, z)", "float[M, 4, 6, 5] z", "float[P, 4, 6, 5] y"),
+    "more dims": ("y = Add (c, z)", "float[2, N, 4, 6, 5] z", "float[2, N, 4, 6, 5] y"),
+}
+
+
+@pytest.mark.parametrize(("nodes", "other", "output"), SPREAD.values(), ids=SPREAD)
+def test_a_sum_that_spreads_stays(nodes: str, other: str, output: str) -> None:
+    context = Context()
+    model = parse(graph(f"{SAME}  {nodes}", f"float[N, 4, 6, 5] x, {other}", output), weights=SQUARE)
+    assert FuseConvActivation().rewrite(model, context) == 0
+    assert context.misses[0].why == "what is added is not proved to have the shape of the Conv's result"
+
+
+def test_what_runs_on_integers_stays() -> None:
+    conv = "d = DequantizeLinear (x, s, z)  c = Conv <pads = [1, 1, 1, 1]> (d, v)  "
+    weights = {"s": np.float32(0.1), "z": np.uint8(99), "v": SQUARE["v"]}
+    for behind in ("y = Relu (c)", "y = Add (c, d)"):
+        context = Context()
+        text = graph(conv + behind, "uint8[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
+        check_pass(FuseConvActivation(), text, count=0, weights=weights, context=context)
+        assert context.misses[0].why.startswith("its input is dequantised")
+
+
+def test_a_sum_twice_of_one_convolution_stays() -> None:
+    text = graph(f"{SAME}  y = Add (c, c)", "float[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
+    check_pass(FuseConvActivation(), text, count=0, weights=SQUARE)
+
+
+def test_a_target_that_knows_relu_only() -> None:
+    for nodes, count in ((f"{CONV}  y = Relu (c)", 1), (f"{CONV}  y = Tanh (c)", 0)):
+        context = Context(target=TARGETS["cuda"])
+        check_pass(FuseConvActivation(), graph(nodes), count=count, weights=used(nodes), context=context)
+    assert context.misses[0].why == "the FusedConv of target cuda has no Tanh"
+    text = graph(f"{SAME}  y = Add (c, x)", "float[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
+    check_pass(FuseConvActivation(), text, count=0, weights=SQUARE, context=Context(target=TARGETS["cuda"]))
+
+
 REFUSED = {
     "bounds from outside": (
         f"{CONV}  y = Clip (c, m)", "float[N, 3, H, W] x, float m", "the bounds of the Clip are not constant",

@@ -1,0 +1,101 @@
+"""Shapes of onnxruntime's own operators on quantised tensors, and of what control flow gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from burnish.passes.dims import Dim
+from burnish.passes.shapes import UNKNOWN, Call, Fact, Shape
+
+Rule = Callable[[Call], Sequence[Fact]]
+
+
+def _product(call: Call, left: Shape | None, right: Shape | None) -> Shape | None:
+    """The shape of a product of matrices."""
+    if not left or not right:
+        return None
+    rows = () if len(left) == 1 else (left[-2],)
+    columns = () if len(right) == 1 else (right[-1],)
+    batch = call.shapes.broadcast(left[:-2], right[:-2])
+    return None if batch is None else batch + rows + columns
+
+
+def _dynamic_lstm(call: Call) -> Sequence[Fact]:
+    """X [sequence, batch, input] -> [sequence, directions, batch, hidden], and the last states."""
+    x, dtype, attributes = call.input(0).shape, call.input(0).dtype, call.node.attributes
+    hidden = attributes.get_int("hidden_size")
+    if x is None or len(x) != 3 or hidden is None:
+        return [Fact(dtype)] * 3
+    directions = Dim.of(2 if attributes.get_string("direction", "forward") == "bidirectional" else 1)
+    state = Fact(dtype, (directions, x[1], Dim.of(hidden)))
+    return [Fact(dtype, (x[0], directions, x[1], Dim.of(hidden))), state, state]
+
+
+def _dynamic_matmul(call: Call) -> Sequence[Fact]:
+    return [Fact(call.input(0).dtype, _product(call, call.input(0).shape, call.input(1).shape))]
+
+
+def _matmul_to_float(call: Call) -> Sequence[Fact]:
+    """Its type is that of the scales."""
+    return [Fact(call.input(2).dtype, _product(call, call.input(0).shape, call.input(1).shape))]
+
+
+def _binary(call: Call) -> Sequence[Fact]:
+    """(A, its scale and zero point, B, ...)"""
+    return [Fact(call.input(0).dtype, call.shapes.broadcast(call.input(0).shape, call.input(3).shape))]
+
+
+def _unary(call: Call) -> Sequence[Fact]:
+    return [Fact(call.input(0).dtype, call.input(0).shape)]
+
+
+QUANTISED: Final[dict[str, Rule]] = {
+    "DynamicQuantizeLSTM": _dynamic_lstm,
+    "DynamicQuantizeMatMul": _dynamic_matmul,
+    "MatMulIntegerToFloat": _matmul_to_float,
+    "QLinearAdd": _binary,
+    "QLinearLeakyRelu": _unary,
+    "QLinearMul": _binary,
+    "QLinearSigmoid": _unary,
+    "QLinearSoftmax": _unary,
+}
+"""Of com.microsoft."""
+
+
+def branches(call: Call) -> Sequence[Fact]:
+    """Of If: what is true of both branches."""
+    graphs = [call.node.attributes[name].as_graph() for name in ("then_branch", "else_branch")]
+    then, other = ([call.shapes[value] for value in graph.outputs] for graph in graphs)
+    return [_common(a, b, call) for a, b in zip(then, other, strict=False)]
+
+
+def _common(a: Fact, b: Fact, call: Call) -> Fact:
+    if a == b or a.dtype != b.dtype or a.shape is None or b.shape is None or len(a.shape) != len(b.shape):
+        return a if a == b else (Fact(a.dtype) if a.dtype == b.dtype else UNKNOWN)
+    dims = (x if x == y else call.shapes.fresh() for x, y in zip(a.shape, b.shape, strict=True))
+    return Fact(a.dtype, tuple(dims), a.content if a.content == b.content else None)
+
+
+def stacked(call: Call) -> Sequence[Fact]:
+    """Of Loop and Scan: a scan output has the static sizes of what the body gives, and one dim more.
+
+    Other sizes of it may differ from turn to turn, and of what is carried over nothing is said. A Scan can
+    stack along another axis, or have a batch (opset 8): of that only the types are known.
+    """
+    body = call.node.attributes["body"].as_graph()
+    scan = call.node.op_type == "Scan"
+    carried = len(call.node.inputs) - (call.node.attributes.get_int("num_scan_inputs", 0) or 0 if scan else 2)
+    outputs = body.outputs if scan else list(body.outputs)[1:]
+    plain = not scan or (
+        call.opset > 8 and not any(call.node.attributes.get_ints("scan_output_axes", ()) or ())
+    )
+    facts = []
+    for index, value in enumerate(outputs):
+        fact = call.shapes[value]
+        if index < carried or fact.shape is None or not plain:
+            facts.append(Fact(fact.dtype))
+            continue
+        dims = (dim if dim.size is not None else call.shapes.fresh() for dim in fact.shape)
+        facts.append(Fact(fact.dtype, (call.shapes.fresh(), *dims)))
+    return facts
