@@ -11,6 +11,7 @@ from burnish.passes.base import tensor_of
 from burnish.passes.dims import Dim, product, total
 from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
+from burnish.passes.shape_windows import conv, resize
 from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape
 
 Rule = Callable[[Call], Sequence[Fact]]
@@ -57,7 +58,7 @@ def infer(call: Call) -> Sequence[Fact]:
         if node.op_type in _CONTRIB_SAME:
             return _same(call)
         if node.op_type == "FusedConv":
-            return ask_onnx(call, "Conv")
+            return conv(call)
         return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
     if node.domain or node.op_type in ("Loop", "Scan"):
         return []
@@ -231,11 +232,15 @@ def _concat(call: Call) -> Sequence[Fact]:
     axis = call.axis(len(shapes[0]) if shapes else None)
     if axis is None or len(shapes) < len(call.inputs) or any(len(s) != len(shapes[0]) for s in shapes):
         return [Fact(call.input(0).dtype)]
-    dims = [
-        next((d for d in column if d.size is not None), column[0]) for column in zip(*shapes, strict=True)
-    ]
+    dims = [min(column, key=_is_vague) for column in zip(*shapes, strict=True)]  # all are one size
     dims[axis] = total(shape[axis] for shape in shapes)
     return [Fact(call.input(0).dtype, tuple(dims))]
+
+
+def _is_vague(dim: Dim) -> int:
+    """0 for a known size, 1 for one that the model names, 2 for one that nothing is known of."""
+    made_up = any(name.startswith("?") for names, _ in dim.terms for name in names)
+    return 0 if dim.size is not None else 1 + made_up
 
 
 def _slice(call: Call) -> Sequence[Fact]:
@@ -377,11 +382,12 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_ARITHMETIC, _broadcast),
     **dict.fromkeys(_PREDICATES, _predicate),
     **dict.fromkeys(_REDUCTIONS, _reduce),
-    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant,
+    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant, "Conv": conv,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "If": _if, "MatMul": _matmul,
-    "Range": _range, "Reshape": _reshape, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
-    "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+    "Range": _range, "Reshape": _reshape, "Resize": resize, "Shape": _shape, "Size": _size, "Slice": _slice,
+    "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze,
+    "Where": _where,
 }  # fmt: skip
 
 _QUANTISED: Final[dict[str, Rule]] = {"GatherBlockQuantized": _gather_blocks, "MatMulNBits": _matmul_n_bits}
