@@ -15,7 +15,7 @@ CLEAN_UP: Final = (
 
 _FUSE: Final = (
     "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,"
-    "fuse-attention,fuse-skip-norm,fuse-bias-gelu,remove-guards,merge-transposes,merge-constants"
+    "fuse-attention,fuse-repeat,fuse-skip-norm,fuse-bias-gelu,remove-guards,merge-transposes,merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""

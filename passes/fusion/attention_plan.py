@@ -35,6 +35,7 @@ _LOWEST: Final = float(np.finfo(np.float32).min)
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
 # In float16 a kernel that adds masks in float32 gives other weights where everything is masked, and rounding
 # alone is beyond what the pass promises.
+_GROUPED: Final = f"grouped-query attention: {CONTRIB}::MultiHeadAttention has no heads that share keys"
 _NOT_FLOAT: Final = "fusing single steps is not exact in any type but float32"
 
 
@@ -96,7 +97,8 @@ def make_plan(
     why = "its scores have a soft-cap" if found.softcap else _mismatch(operands)
     if why is not None:
         return why
-    plan = _contrib(found, operands, dying, shapes)
+    grouped = opset >= 23 and target.has_kernel("", "Attention") and repeated(operands[1].heads, shapes)
+    plan = _GROUPED if grouped else _contrib(found, operands, dying, shapes)
     if isinstance(plan, Plan) and packed and target.has_kernel(CONTRIB, "Attention"):
         plan = _packed(plan, operands)
     operator = "Attention" if isinstance(plan, Plan) and plan.form == "packed" else "MultiHeadAttention"
@@ -155,8 +157,8 @@ def _contrib(found: Found, operands: list[Operand], dying: frozenset[ir.Node], s
     if float_type(found, shapes) != ir.DataType.FLOAT:
         return _NOT_FLOAT
     query, key, value = (operand.sizes["N"] for operand in operands)
-    if query != key or key != value or repeated(operands[1].heads, shapes):
-        return f"grouped-query attention: {CONTRIB}::MultiHeadAttention has no heads that share keys"
+    if query != key or key != value:
+        return _GROUPED
     sources = _sources(operands, dying)
     if sources is None or (found.standard and any(map(_is_apart, sources))):
         return "heads are apart where query, key and value are made"

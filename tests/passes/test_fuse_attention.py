@@ -402,12 +402,12 @@ def test_keys_that_queries_share_are_not_repeated_for_the_standard_operator() ->
     assert the(model, "Attention").attributes.get_int("kv_num_heads", 0) == 2
 
 
-def test_keys_that_queries_share_do_not_fuse_below_opset_23() -> None:
+def test_keys_that_queries_share_are_repeated_below_opset_23() -> None:
     text = f"""g ({X}) => ({OUT}) {{ {REPEATED} {SCALED}
         w = Softmax <axis = -1> (scores)  o = MatMul (w, v) {JOINED} }}"""
-    context = Context()
-    check_pass(FuseAttention(), text, count=0, context=context, weights=GROUPED)
-    assert "grouped-query" in context.misses[0].why
+    model = check_pass(FuseAttention(), text, count=1, opset=20, weights=GROUPED)
+    attention = the(model, "MultiHeadAttention")
+    assert [value.shape.rank() if value and value.shape else 0 for value in attention.inputs] == [3, 4, 4]
 
 
 def test_heads_apart_are_joined_for_the_query_only() -> None:
