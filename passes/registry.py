@@ -34,6 +34,7 @@ PASSES: Final[dict[str, str]] = {
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
     "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
+    "unflatten-linear": "burnish.passes.fusion.unflatten_linear:UnflattenLinear",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
     "fuse-conv-activation": "burnish.passes.fusion.fuse_conv_activation:FuseConvActivation",
