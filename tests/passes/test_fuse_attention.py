@@ -259,6 +259,21 @@ def test_bias_may_hide_everything_where_there_is_a_guard() -> None:
     assert_same_for_all_masks(before, after, feed)
 
 
+def test_a_bias_of_two_finite_numbers_hides_nothing_for_good() -> None:
+    """Then no row of weights is NaN, and what guards against that goes."""
+    chosen = "bias = Where (see, zerof, low)  wide = Unsqueeze (bias, ax1)"
+    body = f"""{KEY_TRANSPOSED} raw = MatMul (q, kt)  scores = Mul (raw, scale)  {chosen}
+        masked = Add (scores, wide)  w = Softmax <axis = -1> (masked) {GUARDED} {JOINED}"""
+    inputs = f"{X}, bool[batch, seq, seq] see"
+    low = WEIGHTS | {"low": np.array(-10.0, np.float32)}
+    text = graph(inputs, body)
+    model = check_pass(FuseAttention(), text, ["Where", "Unsqueeze", "Attention"], count=1, weights=low)
+    assert len(the(model, "Attention").inputs) == 6
+    infinite = WEIGHTS | {"low": np.array(-np.inf, np.float32)}
+    after = fused(parse(text, weights=infinite))
+    assert [node.op_type for node in after.graph][-2:] == ["IsNaN", "Where"]
+
+
 def test_mask_of_unknown_size_does_not_fuse() -> None:
     text = eager("masked = Add (scores, bias)", f"{X}, float[other, 1, seq, seq] bias")
     assert "does not provably broadcast" in misses(text)
