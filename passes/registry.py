@@ -33,6 +33,7 @@ PASSES: Final[dict[str, str]] = {
     "remove-guards": "burnish.passes.cleanup.remove_guards:RemoveGuards",
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
     "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
+    "fold-scale": "burnish.passes.fusion.fold_scale:FoldScale",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "unflatten-linear": "burnish.passes.fusion.unflatten_linear:UnflattenLinear",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",

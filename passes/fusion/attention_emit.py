@@ -353,16 +353,7 @@ class Emitter:
         return self._scope.constant(self._last, f"{self._name}_{name}", array)
 
     def _lazy(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> ir.Value:
-        """A weight that is put together when it is read, so that it takes no memory until then."""
-        if self._scope.in_function:
-            return self._constant(name, make())
-        name = self._scope.fresh(f"{self._name}_{name}")
-        tensor = ir.LazyTensor(lambda: ir.tensor(make()), self._dtype, ir.Shape(shape), name=name)
-        value = ir.Value(
-            name=name, const_value=tensor, type=ir.TensorType(self._dtype), shape=ir.Shape(shape)
-        )
-        self._scope.root.register_initializer(value)
-        return value
+        return self._scope.lazy(self._last, f"{self._name}_{name}", self._dtype, shape, make)
 
 
 def _written(size: Dim) -> int | str | None:
