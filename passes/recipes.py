@@ -14,8 +14,8 @@ CLEAN_UP: Final = (
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
-    "unflatten-linear,fold-into-conv,fold-scale,fold-batch-norm,fuse-gelu,fuse-layer-norm,fuse-rms-norm,"
-    "lower-kv-cache,fuse-rotary,fuse-attention,fuse-repeat,fuse-skip-norm,fuse-bias-gelu,remove-guards,"
+    "unflatten-linear,split-stacked,fold-into-conv,fold-scale,fold-batch-norm,fuse-gelu,fuse-layer-norm,"
+    "fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,fuse-repeat,fuse-skip-norm,fuse-bias-gelu,remove-guards,"
     "merge-transposes,merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and

@@ -29,6 +29,7 @@ PASSES: Final[dict[str, str]] = {
     "merge-constants": "burnish.passes.cleanup.merge_constants:MergeConstants",
     "merge-transposes": "burnish.passes.cleanup.merge_transposes:MergeTransposes",
     "merge-concats-splits": "burnish.passes.cleanup.merge_concats_splits:MergeConcatsSplits",
+    "split-stacked": "burnish.passes.cleanup.split_stacked:SplitStacked",
     "remove-no-op": "burnish.passes.cleanup.remove_no_op:RemoveNoOp",
     "remove-guards": "burnish.passes.cleanup.remove_guards:RemoveGuards",
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
