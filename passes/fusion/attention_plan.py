@@ -25,7 +25,7 @@ import onnx_ir as ir
 
 from burnish.passes.base import is_op
 from burnish.passes.fusion.attention_mask import CAUSAL, Atom, Frame, MaskReader, Reading, Term
-from burnish.passes.fusion.attention_operands import ROWS, Linear, Operand, repeated, trace
+from burnish.passes.fusion.attention_operands import CHANNELS, ROWS, SPLIT, Linear, Operand, repeated, trace
 from burnish.passes.fusion.attention_pattern import Found
 from burnish.passes.fusion.axes import ONE, View
 from burnish.passes.fusion.scalars import number
@@ -142,12 +142,13 @@ def _sources(operands: list[Operand], dying: frozenset[ir.Node]) -> tuple[Source
 def _source(operand: Operand, dying: frozenset[ir.Node]) -> Source:
     if operand.rows is not None:
         return operand.rows
-    own = operand.linear is not None and operand.linear.node in dying
-    return operand.linear if own and operand.linear is not None else operand.heads
+    if operand.linear is not None and operand.linear.node in dying:
+        return operand.linear
+    return operand.near or operand.heads
 
 
 def _is_apart(source: Source) -> bool:
-    return isinstance(source, View) and source.labels != ROWS
+    return isinstance(source, View) and source.labels not in (ROWS, CHANNELS, SPLIT)
 
 
 def _scaled(plan: Plan) -> Plan | str:

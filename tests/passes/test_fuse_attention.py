@@ -434,6 +434,44 @@ def test_heads_apart_are_joined_for_the_query_only() -> None:
     assert [value.shape.rank() if value and value.shape else 0 for value in attention.inputs] == [3, 4, 4]
 
 
+def test_channels_of_convolutions_become_rows() -> None:
+    """SqueezeBERT: heads are split from [batch, channels, positions], and joined to it again."""
+    text = """g (float[batch, 32, seq] x) => (float[batch, 32, seq] z) {
+        q0 = Neg (x)  k0 = Abs (x)  v0 = Sin (x)
+        q1 = Reshape (q0, apart)  kt = Reshape (k0, apart)  v1 = Reshape (v0, apart)
+        q = Transpose <perm = [0, 1, 3, 2]> (q1)  v = Transpose <perm = [0, 1, 3, 2]> (v1)
+        raw = MatMul (q, kt)  scores = Mul (raw, scale)  w = Softmax <axis = -1> (scores)  o = MatMul (w, v)
+        o1 = Transpose <perm = [0, 1, 3, 2]> (o)  z = Reshape (o1, together)
+    }"""
+    weights = {name: WEIGHTS[name] for name in ("scale",)}
+    weights |= {"apart": np.array([0, 4, 8, -1]), "together": np.array([0, 32, -1])}
+    model = check_pass(FuseAttention(), text, count=1, weights=weights)
+    left = [node.op_type for node in model.graph]
+    assert left[:3] == ["Neg", "Abs", "Sin"]
+    assert left[3:] == ["Transpose"] * 3 + ["MultiHeadAttention", "Transpose"]
+
+
+def test_heads_that_are_split_where_they_are_made_are_joined() -> None:
+    """Whisper: keys and values of cross-attention may be of another batch where they are projected."""
+    text = f"""g ({X}, float[other, 6, 32] y) => ({OUT}) {{
+        q0 = MatMul (x, wq)  q1 = Reshape (q0, split)  q = Transpose <perm = [0, 2, 1, 3]> (q1)
+        n = Shape <start = 0, end = 1> (x)  rest = Constant <value_ints = [-1, 4, 8]> ()
+        to = Concat <axis = 0> (n, rest)  k1 = Reshape (y, to)  v0 = Neg (y)  v1 = Reshape (v0, to)
+        kt = Transpose <perm = [0, 2, 3, 1]> (k1)  v = Transpose <perm = [0, 2, 1, 3]> (v1)
+        raw = MatMul (q, kt)  scores = Mul (raw, scale)  w = Softmax <axis = -1> (scores)  o = MatMul (w, v)
+        {JOINED}
+    }}"""
+    weights = {name: WEIGHTS[name] for name in ("wq", "split", "scale", "join")}
+    before = parse(text, weights=weights)
+    after = fused(before)
+    assert [node.op_type for node in after.graph][-3:] == ["Reshape", "Reshape", "MultiHeadAttention"]
+    run, rerun = Reference(to_bytes(before)), Reference(to_bytes(after))
+    for batch in (1, 2, 4):
+        shapes = {"x": (batch, 3, HIDDEN), "y": (4, 6, HIDDEN)}
+        feeds = {name: _RANDOM.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        assert worst(run(feeds), rerun(feeds)).within(1e-5)
+
+
 def test_heads_apart_of_different_sizes_stay_apart() -> None:
     text = """g (float[b, 4, s, 8] q, float[b, 4, t, 8] k, float[b, 4, t, 6] v) => (float[b, 4, s, 6] o) {
         kt = Transpose <perm = [0, 1, 3, 2]> (k)  scores = MatMul (q, kt)
