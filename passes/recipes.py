@@ -15,12 +15,12 @@ CLEAN_UP: Final = (
 
 _FUSE: Final = (
     "unflatten-linear,split-stacked,fold-into-conv,fold-scale,fold-batch-norm,fuse-gelu,fuse-layer-norm,"
-    "fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,fuse-repeat,fuse-skip-norm,fuse-bias-gelu,remove-guards,"
-    "merge-transposes,merge-constants"
+    "fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,fuse-repeat,fuse-skip-norm,fuse-bias-gelu,"
+    "remove-guards,merge-transposes,merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""
-_LAST: Final = "fuse-conv-activation"
+_LAST: Final = "fuse-conv-activation,fuse-matmul"
 """What quantisation would not know any more."""
 
 _GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm"

@@ -40,6 +40,7 @@ PASSES: Final[dict[str, str]] = {
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",
     "fuse-layer-norm": "burnish.passes.fusion.fuse_layer_norm:FuseLayerNorm",
     "fuse-conv-activation": "burnish.passes.fusion.fuse_conv_activation:FuseConvActivation",
+    "fuse-matmul": "burnish.passes.fusion.fuse_matmul:FuseMatMul",
     "fuse-rms-norm": "burnish.passes.fusion.fuse_rms_norm:FuseRmsNorm",
     "fuse-rotary": "burnish.passes.fusion.fuse_rotary:FuseRotary",
     "fuse-attention": "burnish.passes.fusion.fuse_attention:FuseAttention",

@@ -24,17 +24,11 @@ _SAME: Final = (
     "SimplifiedLayerNormalization", "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh",
     "ThresholdedRelu", "Trilu",
 )  # fmt: skip
-_CONTRIB_SAME: Final = frozenset(
-    {
-        "BiasGelu",
-        "FastGelu",
-        "Gelu",
-        "QuickGelu",
-        "RotaryEmbedding",
-        "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-    }
-)
+_CONTRIB_SAME: Final = (
+    "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+)  # fmt: skip
+_CONTRIB_AS_STANDARD: Final = {"FusedConv": "Conv", "FusedMatMul": "MatMul"}
 _CONTRIB_ATTENTIONS: Final = ("GroupQueryAttention", "MultiHeadAttention")
 _ARITHMETIC: Final = (
     "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul",
@@ -57,8 +51,8 @@ def infer(call: Call) -> Sequence[Fact]:
             return _attended(call)
         if node.op_type in _CONTRIB_SAME:
             return _same(call)
-        if node.op_type == "FusedConv":
-            return conv(call)
+        if node.op_type in _CONTRIB_AS_STANDARD:
+            return RULES[_CONTRIB_AS_STANDARD[node.op_type]](call)
         return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
     if node.domain or node.op_type in ("Loop", "Scan"):
         return []
@@ -320,9 +314,12 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
 
 
 def _matmul(call: Call) -> Sequence[Fact]:
+    """Of FusedMatMul too: both of its operands are at least matrices where it transposes one."""
     left, right = call.input(0).shape, call.input(1).shape
     if not left or not right:
         return [Fact(call.input(0).dtype)]
+    left = (*left[:-2], *left[:-3:-1]) if call.node.attributes.get_int("transA", 0) else left
+    right = (*right[:-2], *right[:-3:-1]) if call.node.attributes.get_int("transB", 0) else right
     rows = () if len(left) == 1 else (left[-2],)
     columns = () if len(right) == 1 else (right[-1],)
     batch = call.shapes.broadcast(left[:-2], right[:-2])
