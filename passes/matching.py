@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, final
 
 import ml_dtypes
@@ -63,6 +63,23 @@ class Scope:
         node.metadata_props.update(before.metadata_props)
         self.graph.insert_before(before, [node])
         return node.outputs[0]
+
+    def lazy(
+        self,
+        before: ir.Node,
+        name: str,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        make: Callable[[], np.ndarray],
+    ) -> ir.Value:
+        """A new weight that is put together when it is read, so that it takes no memory until then."""
+        if self.in_function:
+            return self.constant(before, name, make())
+        name = self.fresh(name)
+        tensor = ir.LazyTensor(lambda: ir.tensor(make()), dtype, ir.Shape(shape), name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+        self.root.register_initializer(value)
+        return value
 
     def replace(
         self,

@@ -15,13 +15,14 @@ CLEAN_UP: Final = (
 """What every recipe starts and ends with."""
 
 _FUSE: Final = (
-    "fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,fuse-layer-norm,fuse-rms-norm,lower-kv-cache,"
-    "fuse-rotary,fuse-attention,fuse-skip-norm,fuse-bias-gelu,fuse-dynamic-quantize,"
-    "fuse-group-norm,lower-group-norm,remove-guards,merge-transposes,merge-constants"
+    "unflatten-linear,split-stacked,fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,"
+    "fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,fuse-repeat,fuse-skip-norm,"
+    "fuse-bias-gelu,fuse-dynamic-quantize,fuse-group-norm,lower-group-norm,remove-guards,merge-transposes,"
+    "merge-constants"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
 constants are merged last, when what they are part of has been recognised."""
-_LAST: Final = "fuse-conv-activation"
+_LAST: Final = "fuse-conv-activation,fuse-matmul"
 """What quantisation would not know any more."""
 
 _GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-reductions"

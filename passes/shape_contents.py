@@ -119,11 +119,18 @@ def _elementwise(operation: Callable[[Dim, Dim], Dim | None]) -> Content:
     return content
 
 
-def _divide(a: Dim, b: Dim) -> Dim | None:
+def _divided(call: Call) -> Shape | None:
+    return _elementwise(lambda a, b: _quotient(call, a, b))(call)
+
+
+def _quotient(call: Call, a: Dim, b: Dim) -> Dim | None:
     if a.size is not None and b.size:  # ONNX divides integers towards zero
         quotient = abs(a.size) // abs(b.size)
         return Dim.of(quotient if (a.size < 0) == (b.size < 0) else -quotient)
-    return a.divided_by(b) if b.size else None
+    exact = a.divided_by(b) if b.size else None
+    if exact is None and b.size != 0 and a.is_at_least(0) and b.is_at_least(0):
+        return call.shapes.quotient(a, b)
+    return exact
 
 
 def _equal(a: Dim, b: Dim) -> Dim | None:
@@ -199,7 +206,7 @@ def _reduce_product(call: Call) -> Shape | None:
 
 CONTENTS: Final[dict[str, Content]] = {
     "Add": _elementwise(lambda a, b: a + b), "Sub": _elementwise(lambda a, b: a - b),
-    "Mul": _elementwise(lambda a, b: a * b), "Div": _elementwise(_divide), "Equal": _elementwise(_equal),
+    "Mul": _elementwise(lambda a, b: a * b), "Div": _divided, "Equal": _elementwise(_equal),
     "Max": _elementwise(_larger), "Min": _elementwise(_smaller), "Neg": _negate, "Where": _where,
     "Cast": _cast, "CastLike": _cast, "Concat": _concat, "Constant": _constant,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Gather": _gather, "Identity": _same,

@@ -13,7 +13,8 @@ from burnish.passes.dims import Dim, product, total
 from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
 from burnish.passes.shape_rules_quantized import QUANTISED, branches, stacked
-from burnish.passes.shapes import MAX_CONTENT, Call, Fact, Shape
+from burnish.passes.shape_windows import conv, resize
+from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape
 
 Rule = Callable[[Call], Sequence[Fact]]
 
@@ -25,17 +26,11 @@ _SAME: Final = (
     "SimplifiedLayerNormalization", "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh",
     "ThresholdedRelu", "Trilu",
 )  # fmt: skip
-_CONTRIB_SAME: Final = frozenset(
-    {
-        "BiasGelu",
-        "FastGelu",
-        "Gelu",
-        "QuickGelu",
-        "RotaryEmbedding",
-        "SkipLayerNormalization",
-        "SkipSimplifiedLayerNormalization",
-    }
-)
+_CONTRIB_SAME: Final = (
+    "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+)  # fmt: skip
+_CONTRIB_AS_STANDARD: Final = {"FusedConv": "Conv", "FusedMatMul": "MatMul"}
 _CONTRIB_ATTENTIONS: Final = ("GroupQueryAttention", "MultiHeadAttention")
 _ARITHMETIC: Final = (
     "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul",
@@ -58,8 +53,8 @@ def infer(call: Call) -> Sequence[Fact]:
             return _attended(call)
         if node.op_type in _CONTRIB_SAME:
             return _same(call)
-        if node.op_type == "FusedConv":
-            return ask_onnx(call, "Conv")
+        if node.op_type in _CONTRIB_AS_STANDARD:
+            return RULES[_CONTRIB_AS_STANDARD[node.op_type]](call)
         return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
     if node.domain:
         return []
@@ -233,11 +228,15 @@ def _concat(call: Call) -> Sequence[Fact]:
     axis = call.axis(len(shapes[0]) if shapes else None)
     if axis is None or len(shapes) < len(call.inputs) or any(len(s) != len(shapes[0]) for s in shapes):
         return [Fact(call.input(0).dtype)]
-    dims = [
-        next((d for d in column if d.size is not None), column[0]) for column in zip(*shapes, strict=True)
-    ]
+    dims = [min(column, key=_is_vague) for column in zip(*shapes, strict=True)]  # all are one size
     dims[axis] = total(shape[axis] for shape in shapes)
     return [Fact(call.input(0).dtype, tuple(dims))]
+
+
+def _is_vague(dim: Dim) -> int:
+    """0 for a known size, 1 for one that the model names, 2 for one that nothing is known of."""
+    made_up = any(name.startswith("?") for names, _ in dim.terms for name in names)
+    return 0 if dim.size is not None else 1 + made_up
 
 
 def _slice(call: Call) -> Sequence[Fact]:
@@ -322,9 +321,12 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
 
 
 def _matmul(call: Call) -> Sequence[Fact]:
+    """Of FusedMatMul too: both of its operands are at least matrices where it transposes one."""
     left, right = call.input(0).shape, call.input(1).shape
     if not left or not right:
         return [Fact(call.input(0).dtype)]
+    left = (*left[:-2], *left[:-3:-1]) if call.node.attributes.get_int("transA", 0) else left
+    right = (*right[:-2], *right[:-3:-1]) if call.node.attributes.get_int("transB", 0) else right
     rows = () if len(left) == 1 else (left[-2],)
     columns = () if len(right) == 1 else (right[-1],)
     batch = call.shapes.broadcast(left[:-2], right[:-2])
@@ -378,10 +380,10 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_ARITHMETIC, _broadcast),
     **dict.fromkeys(_PREDICATES, _predicate),
     **dict.fromkeys(_REDUCTIONS, _reduce),
-    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant,
+    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant, "Conv": conv,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "MatMul": _matmul,
-    "Range": _range, "Reshape": _reshape, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
+    "Range": _range, "Reshape": _reshape, "Resize": resize, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
     "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
     "If": branches, "Loop": stacked, "Scan": stacked,
 }  # fmt: skip

@@ -105,6 +105,7 @@ class Shapes:
     def __init__(self, model: ir.Model) -> None:
         self._facts: dict[ir.Value, Fact] = {}
         self._least: dict[str, tuple[Dim, Dim]] = {}
+        self._quotients: dict[str, tuple[Dim, Dim]] = {}
         self._fresh = itertools.count()
         self._opsets: dict[ir.Graph, int] = {}
         for value in model.graph.inputs:
@@ -137,10 +138,15 @@ class Shapes:
         if a == b or (a.size is not None and b.size is not None):
             return a if a == b or (a.size or 0) < (b.size or 0) else b
         a, b = sorted((a, b), key=lambda dim: dim.terms)
-        name = f"min({a},{b})"
-        if self._least.setdefault(name, (a, b)) != (a, b):  # a dim is named like a product of others
-            return self.fresh()
-        return Dim.named(name)
+        return self._called(self._least, f"min({a},{b})", (a, b))
+
+    def quotient(self, a: Dim, b: Dim) -> Dim:
+        """a / b without the remainder, for sizes (at least 0) that are not both known."""
+        return self._called(self._quotients, f"?({a}//{b})", (a, b))
+
+    def _called(self, known: dict[str, tuple[Dim, Dim]], name: str, meant: tuple[Dim, Dim]) -> Dim:
+        """The size of that name, unless a dim is named like a product of others, and it means another."""
+        return Dim.named(name) if known.setdefault(name, meant) == meant else self.fresh()
 
     def broadcast(self, *operands: Shape | None) -> Shape | None:
         """The shape that operands broadcast to; None when a rank is not known."""

@@ -18,7 +18,13 @@ from burnish.passes.shapes import Fact
 
 # What numpy does in one sweep; other operators are evaluated by slow reference code.
 _FAST: Final = MOVING | {"Add", "Div", "Mul", "Neg", "Sqrt", "Sub"}
+# What it does in a few: weights of a normalised convolution, a table of positions that each layer projects.
+_QUICK: Final = frozenset(
+    {"Gemm", "LayerNormalization", "MatMul", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
+)
+_QUICK_LIMIT: Final = 1 << 26
 _SLOW_LIMIT: Final = 1 << 20
+_PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
 _HALVES: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Their result is never larger than their input, but its size depends on the values.
 _DATA_DEPENDENT: Final = frozenset({"Compress", "NonMaxSuppression", "NonZero", "Unique"})
@@ -43,13 +49,15 @@ class FoldConstants(Pass):
 
     max_bytes: int = 65536
     """Bytes that one folded node may add to the model, after what only it used is gone."""
+    max_product_bytes: int = 1 << 22
+    """The same for a matrix product, which takes longest to compute, of matrices that are larger than it."""
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes were folded, made initializers, inlined or made a Cast."""
         before = len(context.rewrites)
-        folder = _Folder(self.max_bytes, model, context)
+        folder = _Folder(self, model, context)
         while folder.run():  # an inlined branch may tell more of what comes after it
-            folder = _Folder(self.max_bytes, model, context)
+            folder = _Folder(self, model, context)
         folder.report()
         return len(context.rewrites) - before
 
@@ -58,8 +66,8 @@ class FoldConstants(Pass):
 class _Folder:
     """One round over all graphs."""
 
-    def __init__(self, max_bytes: int, model: ir.Model, context: Context) -> None:
-        self._max_bytes, self._model, self._context = max_bytes, model, context
+    def __init__(self, limits: FoldConstants, model: ir.Model, context: Context) -> None:
+        self._limits, self._model, self._context = limits, model, context
         self._editor, self._shapes = Editor(model), context.shapes(model)
         self._misses: list[tuple[ir.Node, str]] = []
 
@@ -139,15 +147,19 @@ class _Folder:
         """True when the result is small enough beside what goes; says why when it is not."""
         facts = [self._shapes[value] for value in node.outputs]
         read = sum(tensor.nbytes for tensor in map(_tensor, node.inputs) if tensor is not None)
-        if node.op_type not in _FAST and read > _SLOW_LIMIT:
+        most = _QUICK_LIMIT if node.op_type in _QUICK else _SLOW_LIMIT
+        if node.op_type not in _FAST and read > most:
             self._misses.append((node, f"{read} constant bytes are too many for {node.op_type} to be folded"))
             return False
         made = None if node.op_type in _DATA_DEPENDENT else _bytes(facts)
         if made is None and node.op_type not in _DATA_DEPENDENT:
             return False
         growth = (made or 0) - sum(_freed(value, node) for value in dict.fromkeys(node.inputs))
-        if growth > self._max_bytes and not self._pays_together(node):
-            self._misses.append((node, f"folding adds {growth} bytes, more than max_bytes={self._max_bytes}"))
+        product = node.op_type in _PRODUCTS and (made or 0) < read
+        name, limit = ("max_product_bytes" if product else "max_bytes"), self._limits.max_bytes
+        limit = max(limit, self._limits.max_product_bytes) if product else limit
+        if growth > limit and not self._pays_together(node):
+            self._misses.append((node, f"folding adds {growth} bytes, more than {name}={limit}"))
             return False
         return True
 
@@ -164,7 +176,7 @@ class _Folder:
             if all(user.op_type in _FAST and self._is_foldable(user) for user in users):
                 made = [_bytes([self._shapes[result] for result in user.outputs]) for user in users]
                 known = [size for size in made if size is not None]
-                if len(known) == len(made) and sum(known) - tensor.nbytes <= self._max_bytes:
+                if len(known) == len(made) and sum(known) - tensor.nbytes <= self._limits.max_bytes:
                     return True
         return False
 

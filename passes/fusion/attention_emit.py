@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from burnish.passes.dims import Dim
 from burnish.passes.fusion.attention_mask import Atom, Term
-from burnish.passes.fusion.attention_operands import ROWS, Linear, split_bias
+from burnish.passes.fusion.attention_operands import CHANNELS, ROWS, SPLIT, Linear, split_bias
 from burnish.passes.fusion.attention_plan import CONTRIB, Plan, Source, float_type
 from burnish.passes.fusion.attention_tail import Tail, find_tail
 from burnish.passes.fusion.axes import ONE, View
@@ -119,7 +119,7 @@ class Emitter:
     def _read_all(self) -> tuple[list[ir.Value], ir.Value | None]:
         """Query, key and value without the constants that are added to them, and those constants."""
         sources = self._plan.sources
-        if any(isinstance(source, View) and source.labels != ROWS for source in sources):
+        if any(isinstance(source, View) and source.labels[1:3] == ("N", "S") for source in sources):
             return [self._rows(s, join=i == 0) for i, s in enumerate(sources)], None
         pairs = [self._split(source) for source in sources]
         if all(bias is None for _, bias in pairs):
@@ -135,6 +135,8 @@ class Emitter:
     def _split(self, source: Source) -> tuple[ir.Value, np.ndarray | None]:
         if isinstance(source, Linear):
             return self._project(source), None if source.bias is None else source.biases()
+        if source.labels != ROWS:
+            return self._rows(source), None
         value, bias = split_bias(source, self._plan.dying, self._shapes)
         tensor = None if bias is None else tensor_of(bias)
         return value, None if tensor is None else tensor.numpy()
@@ -147,12 +149,21 @@ class Emitter:
                 return rows
             bias = self._constant("attention_bias", source.biases())
             return self._op("Add", [rows, bias], self._shapes[rows].shape)
+        if source.labels == CHANNELS:
+            b, width, s = self._shapes[source.value].shape or ()
+            return self._op("Transpose", [source.value], (b, s, width), {"perm": [0, 2, 1]})
+        if source.labels == SPLIT:
+            b, s, n, d = self._shapes[source.value].shape or ()
+            return self._joined_heads(source.value, (b, s, n * d))
         if not join or source.labels == ROWS:
             return source.value
         b, n, s, d = self._shapes[source.value].shape or ()
         swapped = self._op("Transpose", [source.value], (b, s, n, d), {"perm": [0, 2, 1, 3]})
-        target = self._constant("rows_shape", np.array([0, 0, (n * d).size or -1], np.int64))
-        return self._op("Reshape", [swapped, target], (b, s, n * d))
+        return self._joined_heads(swapped, (b, s, n * d))
+
+    def _joined_heads(self, value: ir.Value, shape: Shape) -> ir.Value:
+        target = self._constant("rows_shape", np.array([0, 0, shape[-1].size or -1], np.int64))
+        return self._op("Reshape", [value, target], shape)
 
     def _project(self, linear: Linear) -> ir.Value:
         x, width = self._input(linear), len(linear.columns)
@@ -247,7 +258,7 @@ class Emitter:
         if isinstance(source, Linear):
             axis = 0 if source.swapped else 1
         else:
-            axis = 1 if source.labels == ROWS else 2
+            axis = 1 if source.labels in (ROWS, SPLIT) else 2
         one, kind = (ONE,), ir.DataType.INT64
         if self._scope.opset >= 15:
             return self._op("Shape", [value], one, {"start": axis, "end": axis + 1}, dtype=kind)
@@ -289,6 +300,8 @@ class Emitter:
             apart = self._op("Reshape", [rows, target], (batch, length, heads, features))
             shape = (batch, heads, length, features)
             return self._op("Transpose", [apart], shape, {"perm": [0, 2, 1, 3]})
+        if labels == CHANNELS:
+            return self._op("Transpose", [rows], (batch, width, length), {"perm": [0, 2, 1]})
         if labels[0].startswith("S"):
             rows = self._op("Transpose", [rows], (length, batch, width), {"perm": [1, 0, 2]})
         if len(labels) == 2:
@@ -353,16 +366,7 @@ class Emitter:
         return self._scope.constant(self._last, f"{self._name}_{name}", array)
 
     def _lazy(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> ir.Value:
-        """A weight that is put together when it is read, so that it takes no memory until then."""
-        if self._scope.in_function:
-            return self._constant(name, make())
-        name = self._scope.fresh(f"{self._name}_{name}")
-        tensor = ir.LazyTensor(lambda: ir.tensor(make()), self._dtype, ir.Shape(shape), name=name)
-        value = ir.Value(
-            name=name, const_value=tensor, type=ir.TensorType(self._dtype), shape=ir.Shape(shape)
-        )
-        self._scope.root.register_initializer(value)
-        return value
+        return self._scope.lazy(self._last, f"{self._name}_{name}", self._dtype, shape, make)
 
 
 def _written(size: Dim) -> int | str | None:

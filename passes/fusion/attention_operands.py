@@ -17,6 +17,10 @@ from burnish.passes.shapes import Shapes, tensor_of
 
 ROWS: Final = ("B", "S", "N D")
 """Axes of a tensor [batch, positions, heads * features], as fused operators read it."""
+CHANNELS: Final = ("B", "N D", "S")
+"""A convolution's: one Transpose makes rows of it."""
+SPLIT: Final = ("B", "S", "N", "D")
+"""Heads split off: one Reshape makes rows of it."""
 
 
 @final
@@ -56,6 +60,8 @@ class Operand:
     heads: View
     """As the attention reads it: an axis for batch, heads, positions and features, in some order."""
     rows: View | None
+    near: View | None
+    """What one node makes rows of."""
     linear: Linear | None
 
     @property
@@ -66,16 +72,18 @@ class Operand:
 
 def trace(view: View, shapes: Shapes, *, scaled: bool = True) -> Operand:
     """Follow an operand back; `scaled`: factors on the way may be moved into the scale of the scores."""
-    rows, last, heads = None, view, view
+    rows, near, last, heads = None, None, view, view
     for step in sources(view, shapes):
         if step.scale != 1.0 and not scaled:
             break
         if step.labels == ROWS:
             rows = step
+        if step.labels in (CHANNELS, SPLIT):
+            near = step
         if step.labels == ("B", "N", "S", "D"):
             heads = step
         last = step
-    return Operand(heads, rows, _linear(last, shapes))
+    return Operand(heads, rows, near, _linear(last, shapes))
 
 
 def repeated(view: View, shapes: Shapes) -> View | None:

@@ -23,18 +23,22 @@ from typing import Final, Literal, final
 import numpy as np
 import onnx_ir as ir
 
+from burnish.passes.base import is_op
 from burnish.passes.fusion.attention_mask import CAUSAL, Atom, Frame, MaskReader, Reading, Term
-from burnish.passes.fusion.attention_operands import ROWS, Linear, Operand, repeated, trace
+from burnish.passes.fusion.attention_operands import CHANNELS, ROWS, SPLIT, Linear, Operand, repeated, trace
 from burnish.passes.fusion.attention_pattern import Found
 from burnish.passes.fusion.axes import ONE, View
+from burnish.passes.fusion.scalars import number
 from burnish.passes.shapes import Shapes
 from burnish.target import Target
 
 CONTRIB: Final = "com.microsoft"
 _LOWEST: Final = float(np.finfo(np.float32).min)
+_COPIES: Final = frozenset({"Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
 # In float16 a kernel that adds masks in float32 gives other weights where everything is masked, and rounding
 # alone is beyond what the pass promises.
+_GROUPED: Final = f"grouped-query attention: {CONTRIB}::MultiHeadAttention has no heads that share keys"
 _NOT_FLOAT: Final = "fusing single steps is not exact in any type but float32"
 
 
@@ -96,7 +100,8 @@ def make_plan(
     why = "its scores have a soft-cap" if found.softcap else _mismatch(operands)
     if why is not None:
         return why
-    plan = _contrib(found, operands, dying, shapes)
+    grouped = opset >= 23 and target.has_kernel("", "Attention") and repeated(operands[1].heads, shapes)
+    plan = _GROUPED if grouped else _contrib(found, operands, dying, shapes)
     if isinstance(plan, Plan) and packed and target.has_kernel(CONTRIB, "Attention"):
         plan = _packed(plan, operands)
     operator = "Attention" if isinstance(plan, Plan) and plan.form == "packed" else "MultiHeadAttention"
@@ -137,12 +142,13 @@ def _sources(operands: list[Operand], dying: frozenset[ir.Node]) -> tuple[Source
 def _source(operand: Operand, dying: frozenset[ir.Node]) -> Source:
     if operand.rows is not None:
         return operand.rows
-    own = operand.linear is not None and operand.linear.node in dying
-    return operand.linear if own and operand.linear is not None else operand.heads
+    if operand.linear is not None and operand.linear.node in dying:
+        return operand.linear
+    return operand.near or operand.heads
 
 
 def _is_apart(source: Source) -> bool:
-    return isinstance(source, View) and source.labels != ROWS
+    return isinstance(source, View) and source.labels not in (ROWS, CHANNELS, SPLIT)
 
 
 def _scaled(plan: Plan) -> Plan | str:
@@ -155,8 +161,8 @@ def _contrib(found: Found, operands: list[Operand], dying: frozenset[ir.Node], s
     if float_type(found, shapes) != ir.DataType.FLOAT:
         return _NOT_FLOAT
     query, key, value = (operand.sizes["N"] for operand in operands)
-    if query != key or key != value or repeated(operands[1].heads, shapes):
-        return f"grouped-query attention: {CONTRIB}::MultiHeadAttention has no heads that share keys"
+    if query != key or key != value:
+        return _GROUPED
     sources = _sources(operands, dying)
     if sources is None or (found.standard and any(map(_is_apart, sources))):
         return "heads are apart where query, key and value are made"
@@ -193,8 +199,11 @@ def _contrib_mask(found: Found, shapes: Shapes) -> Mask | str:
     terms = [(term, shapes[term.value].shape) for term in found.terms]
     if not all(shape is not None and _fits(shape, frame) for _, shape in terms):
         return "the mask does not provably broadcast to [batch, heads, queries, keys]"
-    # of what is not read, nobody knows whether it holds -inf
-    harmless = all(reading is not None and math.isfinite(reading.fill) for reading in readings)
+    # of what is neither read nor chosen from two numbers, nobody knows whether it holds -inf
+    harmless = all(
+        math.isfinite(reading.fill) if reading is not None else _is_finite(term, shapes)
+        for term, reading in zip(found.terms, readings, strict=True)
+    )
     return Mask(terms=found.terms, guard="nan" if found.guarded and not harmless else "none")
 
 
@@ -220,6 +229,17 @@ def _readable(found: Found, readings: list[Reading]) -> Mask | None:
     if any(term.kind == "fill" for term in found.terms) and math.isfinite(fill):
         return Mask(keys[0], _LOWEST) if hopeless else None
     return Mask(keys[0], fill)
+
+
+def _is_finite(term: Term, shapes: Shapes) -> bool:
+    """True when nothing but finite numbers is added to the scores."""
+    if term.kind != "add":
+        return math.isfinite(term.number)
+    value: ir.Value | None = term.value
+    while (node := value.producer() if value is not None else None) is not None and node.op_type in _COPIES:
+        value = node.inputs[0]
+    numbers = [number(each, shapes) for each in node.inputs[1:]] if is_op(node, "Where") and node else [None]
+    return all(each is not None and math.isfinite(each) for each in numbers)
 
 
 def _fits(shape: tuple[object, ...], frame: Frame) -> bool:

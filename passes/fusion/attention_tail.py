@@ -12,11 +12,11 @@ from typing import Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import is_op
-from burnish.passes.fusion.attention_operands import ROWS, is_projection
+from burnish.passes.fusion.attention_operands import CHANNELS, ROWS, is_projection
 from burnish.passes.fusion.axes import Factor, View, forward, only_user
 from burnish.passes.shapes import Shapes
 
-_CHEAP: Final = (ROWS, ("S", "B", "N D"), ("B S", "N D"), ("S B", "N D"))
+_CHEAP: Final = (ROWS, CHANNELS, ("S", "B", "N D"), ("B S", "N D"), ("S B", "N D"))
 """Axes of a result that at most two nodes make from rows."""
 
 

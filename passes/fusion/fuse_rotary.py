@@ -45,6 +45,11 @@ class _Match:
     turned: int | None = None
     """How many features of a head are turned, from the first on; None: all."""
 
+    @property
+    def shared(self) -> bool:
+        """Several sentences may have the same cosines: [1, sequence, size of a head]."""
+        return dim(self.cos, 0) == dim(self.sin, 0) == 1 != dim(self.x, 0)
+
 
 @final
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +59,12 @@ class FuseRotary(Pass):
     Known is the form that rotates halves, cut by Slice or Split, of whole heads or of their first features.
     The op is the standard one; in graphs of an opset below 23 onnxruntime's, which gets the cosines of all
     tokens as its table. Where heads are split and joined again around it, it works on [batch, sequence,
-    hidden], and their Transposes go.
+    hidden], and their Transposes go; where they are split only, it comes before that.
 
-    Cosines and sines must provably have the batch and the sequence of what they are multiplied with: the
-    kernels do not broadcast. onnxruntime's refuses an empty batch (it fails and computes nothing wrong).
+    Cosines and sines must provably have the sequence of what they are multiplied with, and its batch, for the
+    kernels do not broadcast. Those of batch 1 are the table of onnxruntime's op, at any opset, whose tokens
+    are then counted from 0 in every sentence. onnxruntime's op refuses an empty batch (it fails and computes
+    nothing wrong).
     """
 
     name: ClassVar[str] = "fuse-rotary"
@@ -83,18 +90,27 @@ def _fuse(neg: ir.Node, scope: Scope, tables: _Tables, context: Context) -> bool
     if not context.permit_unless(why, found.nodes[-1]):
         return False
     behind = _joined(result, found.x)
+    rows = None if behind else _rows(found)
     old = (*found.nodes, *behind)
-    before, x = _flat(found.x, old[-1], scope) if behind else ([], found.x)
-    heads: dict[str, int] = {"num_heads": dim(found.x, 1) or 0} if behind or found.turned else {}
+    before, x = _flat(found.x, old[-1], scope) if behind else ([], rows or found.x)
+    joined = bool(behind) or rows is not None
+    heads: dict[str, int] = {"num_heads": dim(found.x, 1) or 0} if joined or found.turned else {}
     if found.turned is not None:
         heads["rotary_embedding_dim"] = found.turned
-    new = ir.node("RotaryEmbedding", tables.operands(x, found.cos, found.sin), heads, domain=tables.domain)
-    scope.replace(old, [*before, new], {old[-1].outputs[0]: new.outputs[0]}, FuseRotary.name)
+    domain = _domain(found, scope)
+    new = ir.node("RotaryEmbedding", tables.operands(found, x, domain), heads, domain=domain)
+    after = [] if rows is None else _apart(new, found.x, old[-1], scope)
+    last = after[-1] if after else new
+    scope.replace(old, [*before, new, *after], {old[-1].outputs[0]: last.outputs[0]}, FuseRotary.name)
     return True
 
 
+def _domain(found: _Match, scope: Scope) -> str:
+    return "" if scope.opset >= _OPSET and not found.shared else CONTRIB
+
+
 def _refusal(found: _Match, scope: Scope, context: Context) -> str | None:
-    domain = "" if scope.opset >= _OPSET else CONTRIB
+    domain = _domain(found, scope)
     if not context.target.has_kernel(domain, "RotaryEmbedding"):
         return f"target {context.target.name} has no kernel for {domain or 'ai.onnx'}::RotaryEmbedding"
     if scope.opset < _OLDEST:
@@ -117,8 +133,12 @@ def _same_dims(table: ir.Value, found: _Match) -> bool:
     a, b = shape_of(table), shape_of(found.x)
     if a is None or b is None or len(a) != 3 or len(b) != 4 or a[2] != (found.turned or b[3]):
         return False
-    pairs = ((a[0], b[0]), (a[1], b[2]))
-    return all(one == other and (isinstance(one, int) or one.value is not None) for one, other in pairs)
+    return _alike(a[1], b[2]) and (found.shared or _alike(a[0], b[0]))
+
+
+def _alike(one: int | ir.SymbolicDim, other: int | ir.SymbolicDim) -> bool:
+    """True when two dims are provably one size."""
+    return one == other and (isinstance(one, int) or one.value is not None)
 
 
 def _halves_alike(table: ir.Value | None) -> bool:
@@ -271,6 +291,31 @@ def _flat(x: ir.Value, before: ir.Node, scope: Scope) -> tuple[list[ir.Node], ir
     return [node], node.outputs[0]
 
 
+def _rows(found: _Match) -> ir.Value | None:
+    """[batch, sequence, hidden], of which nothing but the pattern reads the heads."""
+    split = _split(found.x)
+    reshape = made_by(split, "Reshape")
+    rows = None if reshape is None else reshape.inputs[0]
+    apart, joined = shape_of(split), shape_of(rows)
+    if split is None or rows is None or apart is None or joined is None or len(joined) != 3:
+        return None
+    own = set(found.x.consumers()) <= set(found.nodes) and len(split.consumers()) == 1
+    kept = not found.x.is_graph_output() and not split.is_graph_output()
+    hidden = (dim(found.x, 1) or 0) * (dim(found.x, 3) or 0)
+    fits = _alike(joined[0], apart[0]) and _alike(joined[1], apart[1]) and joined[2] == hidden
+    return rows if own and kept and fits else None
+
+
+def _apart(new: ir.Node, x: ir.Value, before: ir.Node, scope: Scope) -> list[ir.Node]:
+    """The nodes that split the heads of [batch, sequence, hidden] like those of `x`."""
+    sizes = np.array([0, 0, dim(x, 1) or 0, dim(x, 3) or 0], np.int64)
+    rows = new.outputs[0]
+    rows.name, rows.type = scope.fresh(f"{x.name}_rotated"), x.type
+    split = ir.node("Reshape", [rows, scope.constant(before, f"{x.name}_split_shape", sizes)])
+    split.outputs[0].name, split.outputs[0].type = scope.fresh(f"{x.name}_split"), x.type
+    return [split, ir.node("Transpose", split.outputs, {"perm": _HEADS_BACK})]
+
+
 @final
 class _Tables:
     """The halves of cosines and sines of one graph, each made once, where it is first known."""
@@ -279,13 +324,20 @@ class _Tables:
         self._scope = scope
         self._made: dict[ir.Value, ir.Value] = {}
         self._positions: dict[ir.Value, ir.Value] = {}
-        self.domain = "" if scope.opset >= _OPSET else CONTRIB
+        self._start: ir.Value | None = None
 
-    def operands(self, x: ir.Value, cos: ir.Value, sin: ir.Value) -> list[ir.Value]:
+    def operands(self, found: _Match, x: ir.Value, domain: str) -> list[ir.Value]:
         """The inputs of the op, in its order."""
-        if not self.domain:
-            return [x, self._half(cos), self._half(sin)]
-        return [x, self._numbered(cos), self._flat_half(cos), self._flat_half(sin)]
+        if not domain:
+            return [x, self._half(found.cos), self._half(found.sin)]
+        numbers = self._first(found.cos) if found.shared else self._numbered(found.cos)
+        return [x, numbers, self._flat_half(found.cos), self._flat_half(found.sin)]
+
+    def _first(self, table: ir.Value) -> ir.Value:
+        """[1]: tokens are counted from 0."""
+        if self._start is None or self._scope.in_function:
+            (self._start,) = self._ints(table, [0])
+        return self._start
 
     def _half(self, table: ir.Value) -> ir.Value:
         """The first half of its last axis."""

@@ -75,6 +75,47 @@ def test_what_a_fold_frees_counts() -> None:
     check_pass(FoldConstants(max_bytes=0), shared, weights={"w": square}, count=0)
 
 
+def test_products_of_large_constants_may_add_more() -> None:
+    """A table of positions that each layer of DeBERTa projects, by weights that it uses elsewhere too."""
+    text = """g (float[N, 64] x, float[N, 1024] u, float[N, 300] v) => (float[N, 300] y, float[N, 64] z) {
+        p = MatMul (table, w)  k = Transpose <perm = [1, 0]> (p)  y = MatMul (x, k)
+        r = MatMul (v, table)  s = Add (r, u)  z = MatMul (s, w)
+    }"""
+    random = np.random.default_rng(0)
+    shapes = {"table": (300, 1024), "w": (1024, 64)}
+    weights = {name: random.standard_normal(shape).astype(np.float32) / 32 for name, shape in shapes.items()}
+    left = ["MatMul", "MatMul", "Add", "MatMul"]
+    check_pass(FoldConstants(), text, weights=weights, after=left, count=2)
+    context = Context()
+    check_pass(FoldConstants(max_product_bytes=0), text, weights=weights, count=0, context=context)
+    assert context.misses[0].why == "folding adds 76800 bytes, more than max_product_bytes=65536"
+
+
+def test_a_large_constant_is_normalised() -> None:
+    text = (
+        "g (float[N, 300] x) => (float[N, 1024] y) { t = LayerNormalization (table, g)  y = MatMul (x, t) }"
+    )
+    weights = {"table": np.eye(300, 1024, dtype=np.float32), "g": np.ones(1024, np.float32)}
+    check_pass(FoldConstants(), text, weights=weights, after=["MatMul"], count=1)
+
+
+def test_a_product_that_is_larger_than_its_factors_stays() -> None:
+    text = "g (float[N, 300] x) => (float[N, 300] y) { p = MatMul (a, b)  y = MatMul (x, p) }"
+    weights = {"a": np.ones((300, 1), np.float32), "b": np.ones((1, 300), np.float32)}
+    context = Context()
+    check_pass(FoldConstants(), text, weights=weights, count=0, context=context)
+    assert "more than max_bytes=65536" in context.misses[0].why
+
+
+def test_the_norm_of_a_large_weight_is_folded() -> None:
+    """The weight normalisation of wav2vec2's positional convolution."""
+    text = """g (float[N, 600] x) => (float[N, 600] y) {
+        n = ReduceL2 (v)  d = Div (g, n)  w = Mul (v, d)  y = MatMul (x, w)
+    }"""
+    weights = {"v": np.ones((600, 600), np.float32), "g": np.ones((1, 1), np.float32)}
+    check_pass(FoldConstants(), text, weights=weights, after=["MatMul"], count=3)
+
+
 def test_quantize_and_dequantize_stay() -> None:
     model = parse(
         """

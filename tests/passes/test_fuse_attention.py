@@ -259,6 +259,21 @@ def test_bias_may_hide_everything_where_there_is_a_guard() -> None:
     assert_same_for_all_masks(before, after, feed)
 
 
+def test_a_bias_of_two_finite_numbers_hides_nothing_for_good() -> None:
+    """Then no row of weights is NaN, and what guards against that goes."""
+    chosen = "bias = Where (see, zerof, low)  wide = Unsqueeze (bias, ax1)"
+    body = f"""{KEY_TRANSPOSED} raw = MatMul (q, kt)  scores = Mul (raw, scale)  {chosen}
+        masked = Add (scores, wide)  w = Softmax <axis = -1> (masked) {GUARDED} {JOINED}"""
+    inputs = f"{X}, bool[batch, seq, seq] see"
+    low = WEIGHTS | {"low": np.array(-10.0, np.float32)}
+    text = graph(inputs, body)
+    model = check_pass(FuseAttention(), text, ["Where", "Unsqueeze", "Attention"], count=1, weights=low)
+    assert len(the(model, "Attention").inputs) == 6
+    infinite = WEIGHTS | {"low": np.array(-np.inf, np.float32)}
+    after = fused(parse(text, weights=infinite))
+    assert [node.op_type for node in after.graph][-2:] == ["IsNaN", "Where"]
+
+
 def test_mask_of_unknown_size_does_not_fuse() -> None:
     text = eager("masked = Add (scores, bias)", f"{X}, float[other, 1, seq, seq] bias")
     assert "does not provably broadcast" in misses(text)
@@ -402,12 +417,12 @@ def test_keys_that_queries_share_are_not_repeated_for_the_standard_operator() ->
     assert the(model, "Attention").attributes.get_int("kv_num_heads", 0) == 2
 
 
-def test_keys_that_queries_share_do_not_fuse_below_opset_23() -> None:
+def test_keys_that_queries_share_are_repeated_below_opset_23() -> None:
     text = f"""g ({X}) => ({OUT}) {{ {REPEATED} {SCALED}
         w = Softmax <axis = -1> (scores)  o = MatMul (w, v) {JOINED} }}"""
-    context = Context()
-    check_pass(FuseAttention(), text, count=0, context=context, weights=GROUPED)
-    assert "grouped-query" in context.misses[0].why
+    model = check_pass(FuseAttention(), text, count=1, opset=20, weights=GROUPED)
+    attention = the(model, "MultiHeadAttention")
+    assert [value.shape.rank() if value and value.shape else 0 for value in attention.inputs] == [3, 4, 4]
 
 
 def test_heads_apart_are_joined_for_the_query_only() -> None:
@@ -417,6 +432,44 @@ def test_heads_apart_are_joined_for_the_query_only() -> None:
     model = check_pass(FuseAttention(), graph(X, body), count=1, weights=WEIGHTS)
     attention = the(model, "MultiHeadAttention")
     assert [value.shape.rank() if value and value.shape else 0 for value in attention.inputs] == [3, 4, 4]
+
+
+def test_channels_of_convolutions_become_rows() -> None:
+    """SqueezeBERT: heads are split from [batch, channels, positions], and joined to it again."""
+    text = """g (float[batch, 32, seq] x) => (float[batch, 32, seq] z) {
+        q0 = Neg (x)  k0 = Abs (x)  v0 = Sin (x)
+        q1 = Reshape (q0, apart)  kt = Reshape (k0, apart)  v1 = Reshape (v0, apart)
+        q = Transpose <perm = [0, 1, 3, 2]> (q1)  v = Transpose <perm = [0, 1, 3, 2]> (v1)
+        raw = MatMul (q, kt)  scores = Mul (raw, scale)  w = Softmax <axis = -1> (scores)  o = MatMul (w, v)
+        o1 = Transpose <perm = [0, 1, 3, 2]> (o)  z = Reshape (o1, together)
+    }"""
+    weights = {name: WEIGHTS[name] for name in ("scale",)}
+    weights |= {"apart": np.array([0, 4, 8, -1]), "together": np.array([0, 32, -1])}
+    model = check_pass(FuseAttention(), text, count=1, weights=weights)
+    left = [node.op_type for node in model.graph]
+    assert left[:3] == ["Neg", "Abs", "Sin"]
+    assert left[3:] == ["Transpose"] * 3 + ["MultiHeadAttention", "Transpose"]
+
+
+def test_heads_that_are_split_where_they_are_made_are_joined() -> None:
+    """Whisper: keys and values of cross-attention may be of another batch where they are projected."""
+    text = f"""g ({X}, float[other, 6, 32] y) => ({OUT}) {{
+        q0 = MatMul (x, wq)  q1 = Reshape (q0, split)  q = Transpose <perm = [0, 2, 1, 3]> (q1)
+        n = Shape <start = 0, end = 1> (x)  rest = Constant <value_ints = [-1, 4, 8]> ()
+        to = Concat <axis = 0> (n, rest)  k1 = Reshape (y, to)  v0 = Neg (y)  v1 = Reshape (v0, to)
+        kt = Transpose <perm = [0, 2, 3, 1]> (k1)  v = Transpose <perm = [0, 2, 1, 3]> (v1)
+        raw = MatMul (q, kt)  scores = Mul (raw, scale)  w = Softmax <axis = -1> (scores)  o = MatMul (w, v)
+        {JOINED}
+    }}"""
+    weights = {name: WEIGHTS[name] for name in ("wq", "split", "scale", "join")}
+    before = parse(text, weights=weights)
+    after = fused(before)
+    assert [node.op_type for node in after.graph][-3:] == ["Reshape", "Reshape", "MultiHeadAttention"]
+    run, rerun = Reference(to_bytes(before)), Reference(to_bytes(after))
+    for batch in (1, 2, 4):
+        shapes = {"x": (batch, 3, HIDDEN), "y": (4, 6, HIDDEN)}
+        feeds = {name: _RANDOM.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        assert worst(run(feeds), rerun(feeds)).within(1e-5)
 
 
 def test_heads_apart_of_different_sizes_stay_apart() -> None:

@@ -38,9 +38,25 @@ def test_size_is_read_from_the_weight() -> None:
     check_pass(FuseBiasGelu(), model, ["Transpose", "MatMul", "BiasGelu"], count=1)
 
 
-def test_tanh_form_stays() -> None:
+def test_tanh_form() -> None:
     text = graph('a = Add (x, bias)  y = Gelu <approximate = "tanh"> (a)')
+    check_pass(FuseBiasGelu(), text, "y = com.microsoft.FastGelu (x, bias)", count=1, weights=BIAS)
+    text = graph("a = Add (bias, x)  y = com.microsoft.FastGelu (a)")
+    check_pass(FuseBiasGelu(), text, "y = com.microsoft.FastGelu (x, bias)", count=1, opset=17, weights=BIAS)
+
+
+def test_a_tanh_form_that_has_a_bias_stays() -> None:
+    text = graph("a = Add (x, bias)  y = com.microsoft.FastGelu (a, bias)")
     check_pass(FuseBiasGelu(), text, count=0, weights=BIAS)
+
+
+def test_tanh_form_of_another_type_stays() -> None:
+    context = Context()
+    x, y = "float16[B, S, 4] x", "float16[B, S, 4] y"
+    text = graph('a = Add (x, bias)  y = Gelu <approximate = "tanh"> (a)', x=x, y=y)
+    model = parse(text, weights={"bias": BIAS["bias"].astype(np.float16)})
+    assert FuseBiasGelu().rewrite(model, context) == 0
+    assert context.misses[0].why == "com.microsoft::FastGelu does not take FLOAT16"
 
 
 def test_broadcast_or_unknown_size_stays() -> None:

@@ -93,8 +93,10 @@ def test_heads_that_are_used_apart_stay_apart() -> None:
     text = graph(nodes, JOINED_INPUTS, f"{JOINED_OUTPUT}, float[B, {HEADS}, S, {SIZE}] k")
     model = check_pass(FuseRotary(), text, count=1, opset=23, weights=used(nodes))
     (node,) = rotary(model)
-    assert "num_heads" not in node.attributes
-    assert node.outputs[0].name == "z"
+    assert node.attributes.get_int("num_heads") == HEADS
+    made = {each.outputs[0].name: each.op_type for each in model.graph}
+    assert made["z"] == "Transpose"
+    assert made["y"] == "Reshape"
 
 
 def test_queries_and_keys_share_the_tables() -> None:
@@ -146,9 +148,68 @@ def test_features_that_do_not_follow_stay_apart() -> None:
     assert "rotary_embedding_dim" not in node.attributes
 
 
+@pytest.mark.parametrize("opset", [20, 23])
+def test_one_table_serves_every_sentence(opset: int) -> None:
+    text = graph(FORMS["slices"], INPUTS.replace("[B, S, 2] a", "[1, S, 2] a"))
+    model = check_pass(FuseRotary(), text, count=1, opset=opset, weights=used(FORMS["slices"]))
+    (node,) = rotary(model)
+    assert node.domain == "com.microsoft"
+    assert not any(each.op_type == "Range" for each in model.graph)
+
+
+def test_the_standard_operator_serves_the_only_sentence() -> None:
+    text = graph(FORMS["slices"], INPUTS.replace("[B, ", "[1, "), OUTPUT.replace("[B, ", "[1, "))
+    model = check_pass(FuseRotary(), text, count=1, opset=23, weights=used(FORMS["slices"]))
+    assert rotary(model)[0].domain == ""
+
+
+APART = f"""
+    {WIDE}
+    r = Reshape (h, split)
+    x = Transpose <perm = [0, 2, 1, 3]> (r)
+    {SLICES}
+    {TURN}
+"""
+
+
+@pytest.mark.parametrize("batch", ["B", "1"])
+def test_it_comes_before_heads_are_split(batch: str) -> None:
+    text = graph(APART, JOINED_INPUTS.replace("[B, S, 2] a", f"[{batch}, S, 2] a"))
+    model = check_pass(FuseRotary(), text, count=1, opset=20, weights=used(APART))
+    (node,) = rotary(model)
+    assert node.inputs[0] is not None
+    assert node.inputs[0].name == "h"
+    assert node.attributes.get_int("num_heads") == HEADS
+    assert [each.op_type for each in model.graph][-2:] == ["Reshape", "Transpose"]
+
+
+@pytest.mark.parametrize(
+    ("more", "output"),
+    [
+        ("v = Relu (x)", f"float[B, {HEADS}, S, {SIZE}] v"),
+        ("v = Relu (r)", f"float[B, S, {HEADS}, {SIZE}] v"),
+    ],
+)
+def test_heads_that_are_read_elsewhere_are_split_once(more: str, output: str) -> None:
+    nodes = APART + more
+    text = graph(nodes, JOINED_INPUTS, f"{OUTPUT}, {output}")
+    model = check_pass(FuseRotary(), text, count=1, opset=20, weights=used(nodes))
+    assert "num_heads" not in rotary(model)[0].attributes
+    assert sum(each.op_type == "Transpose" for each in model.graph) == 1
+
+
+def test_heads_of_other_sentences_are_split_first() -> None:
+    """A Reshape may move tokens from one sentence to the next: they are counted anew there."""
+    nodes, sizes = APART.replace("Reshape (h, split)", "Reshape (h, other)"), np.array([-1, 2, HEADS, SIZE])
+    inputs = f"float[B, 6, {HIDDEN}] h, float[1, 2, {SIZE // 2}] a"
+    text = graph(nodes, inputs, f"float[C, {HEADS}, 2, {SIZE}] y")
+    model = check_pass(FuseRotary(), text, count=1, opset=20, weights=used(nodes) | {"other": sizes})
+    assert "num_heads" not in rotary(model)[0].attributes
+
+
 REFUSED = {
-    "another batch": (
-        FORMS["slices"], INPUTS.replace("[B, S, 2] a", "[1, S, 2] a"),
+    "another length": (
+        FORMS["slices"], INPUTS.replace("[B, S, 2] a", "[1, 1, 2] a"),
         "cosines do not provably have the batch and sequence of what they are multiplied with",
     ),
     "halves that differ": (

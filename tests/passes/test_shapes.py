@@ -267,3 +267,61 @@ def test_contents_of_the_parts_of_a_split() -> None:
         weights={"sizes": np.array([1, 2]), "wrong": np.array([1, 3])},
     )
     assert [spelt(found[name].content) for name in "pqr"] == ["batch", "sequence,8", "?"]
+@pytest.mark.parametrize(
+    ("expression", "shape"),
+    [
+        ("Conv (image, point)", "n,4,h,w"),
+        ("Conv <pads = [1, 1, 1, 1]> (image, three)", "n,4,h,w"),
+        ("Conv <pads = [1, 2, 1, 2], dilations = [1, 2]> (image, three)", "n,4,h,w"),
+        ("Conv <pads = [2, 2, 2, 2]> (image, three)", "n,4,2+h,2+w"),
+        ("Conv (image, three)", "n,4,?0,?1"),  # a window may be larger than the image
+        ("Conv <strides = [2, 1]> (image, point)", "n,4,?0,w"),
+        ("Conv <strides = [2, 2]> (fixed, three)", "n,4,7,3"),
+        ('Conv <auto_pad = "VALID"> (fixed, three)', "n,4,14,6"),
+        ('Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (fixed, three)', "n,4,8,4"),
+        ('com.microsoft.FusedConv <activation = "Relu"> (image, point)', "n,4,h,w"),
+        ("Resize (image, , , sizes)", "1,n,7,7"),
+        ("Resize (image, , half)", "?0,3,?1,?2"),
+    ],
+)
+def test_shapes_of_windows(expression: str, shape: str) -> None:
+    found = facts(
+        f"""g (float[n, 3, h, w] image, float[n, 3, 16, 8] fixed) => (y)
+            <float[4, 3, 1, 1] point = {{{", ".join("0" * 12)}}},
+             float[4, 3, 3, 3] three = {{{", ".join("0" * 108)}}},
+             int64[1] one = {{1}}, float[4] half = {{1, 1, 0.5, 0.5}}>
+        {{
+            size = Shape <start = 0, end = 1> (image)
+            two = Concat <axis = 0> (one, size)
+            seven = Constant <value_ints = [7, 7]> ()
+            sizes = Concat <axis = 0> (two, seven)
+            y = {expression}
+        }}"""
+    )
+    assert spelt(found["y"].shape) == shape
+
+
+def test_a_concat_knows_what_any_of_its_inputs_knows() -> None:
+    text = """g (float[n, s, 2] x, bool[s] flags) => (z) {
+        some = Compress <axis = 1> (x, flags)
+        z = Concat <axis = 2> (some, x)
+    }"""
+    assert spelt(facts(text)["some"].shape) == "n,?0,2"
+    assert spelt(facts(text)["z"].shape) == "n,s,4"
+
+
+def test_quotients_of_sizes_have_one_name() -> None:
+    text = """g (float[n, s, t] x) => (y) <int64 eight = {8}, int64 minus = {-9}, int64[1] flat = {-1}> {
+        n = Shape <start = 0, end = 1> (x)
+        s = Shape <start = 1, end = 2> (x)
+        a = Div (n, s)
+        b = Div (n, s)
+        c = Div (n, eight)
+        m = Add (n, minus)
+        d = Div (m, eight)
+        y = Concat <axis = 0> (a, b, c)
+    }"""
+    found = facts(text)
+    assert found["y"].content == (found["a"].content or ()) * 2 + (found["c"].content or ())
+    assert len(set(found["y"].content or ())) == 2
+    assert found["d"].content is None  # may be negative: a name stands for a size
