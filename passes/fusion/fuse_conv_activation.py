@@ -9,6 +9,7 @@ from typing import ClassVar, Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.forms import conv_form, typical_size_of
 from burnish.passes.matching import CONTRIB, Scope, candidates, made_by, obstacle, scalar
 
 Parameters = list[float] | None
@@ -29,15 +30,17 @@ class FuseConvActivation(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many activations were fused."""
-        return sum(_fuse(node, scope, context) for node, scope in candidates(model, *_PARAMETERS))
+        faster = _Table(model, context)
+        return sum(_fuse(node, scope, context, faster) for node, scope in candidates(model, *_PARAMETERS))
 
 
-def _fuse(activation: ir.Node, scope: Scope, context: Context) -> bool:
+def _fuse(activation: ir.Node, scope: Scope, context: Context, table: _Table) -> bool:
     conv = made_by(activation.inputs[0], "Conv")
     if conv is None:
         return False
     parameters = _PARAMETERS[activation.op_type](activation)
     why = _refusal(conv, parameters, context) or obstacle([conv, activation], activation.outputs)
+    why = why or table.refusal(conv, activation)
     if not context.permit_unless(why, activation):
         return False
     attributes = dict(conv.attributes) | {"activation": ir.AttrString("activation", activation.op_type)}
@@ -45,6 +48,7 @@ def _fuse(activation: ir.Node, scope: Scope, context: Context) -> bool:
         attributes["activation_params"] = ir.AttrFloat32s("activation_params", parameters)
     new = ir.Node(CONTRIB, "FusedConv", list(conv.inputs), attributes.values(), num_outputs=1)
     results = {activation.outputs[0]: new.outputs[0]}
+    table.learn(*next(iter(results.items())))
     scope.replace([conv, activation], [new], results, FuseConvActivation.name)
     return True
 
@@ -56,6 +60,28 @@ def _refusal(conv: ir.Node, parameters: Parameters, context: Context) -> str | N
         return "the bounds of the Clip are not constant"
     dtypes = {value.dtype for value in conv.inputs if value is not None}
     return None if dtypes == {ir.DataType.FLOAT} else "FusedConv takes float32 only, or the type is not known"
+
+
+@final
+class _Table:
+    """What the cost table says of a Conv with its activation inside, at the typical sizes."""
+
+    def __init__(self, model: ir.Model, context: Context) -> None:
+        self._costs = context.costs if context.costs is not None and context.costs.known else None
+        self._shapes = None if self._costs is None else context.shapes(model)
+
+    def refusal(self, conv: ir.Node, activation: ir.Node) -> str | None:
+        """Why the two stay apart."""
+        if self._costs is None or self._shapes is None:
+            return None
+        form = conv_form(conv, activation.op_type, typical_size_of(self._shapes, self._costs))
+        faster = form is not None and self._costs.prefers_other(form)
+        return f"the cost table has {form.instead} as faster" if form is not None and faster else None
+
+    def learn(self, before: ir.Value, after: ir.Value) -> None:
+        """A value that takes the place of another is as large."""
+        if self._shapes is not None:
+            self._shapes[after] = self._shapes[before]
 
 
 def _leaky_relu(node: ir.Node) -> Parameters:
