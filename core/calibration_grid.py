@@ -154,17 +154,22 @@ def _heads(size: Sizes) -> Mapping[str, object]:
 
 
 _KERNELS: Final = {1: 1, 8: 3, 32: 5}  # sides, by the class of their elements
-_ROWS: Final = _grid((4**n for n in range(7)), (2**n for n in range(6, 13)))
-_ELEMENTS: Final = tuple((4**n,) for n in range(3, 12))
-_LENGTHS: Final = (*((2**n, 2**n) for n in range(4, 10)), *((1, 4**n) for n in range(2, 6)))
-_STREAMS: Final = (4, 16, 64, 256)
+_ROWS: Final = _grid((4**n for n in range(8)), (2**n for n in range(5, 13)))
+_ELEMENTS: Final = tuple((4**n,) for n in range(12))
+_LENGTHS: Final = (
+    *((2**n, 2**n) for n in range(4, 10)), *((1, 4**n) for n in range(2, 6)),
+    *((4**n, 64) for n in (4, 5, 6)),
+)  # fmt: skip
+"""Queries and keys: all of a sequence, one step of a decoder, and keys of a smaller image."""
+_STREAMS: Final = (1, 4, 16, 64, 256)
 _ATTENTION: Final = tuple(
     (heads, queries, keys, features)
     for heads, (queries, keys), features in itertools.product(_STREAMS, _LENGTHS, (32, 64))
     if heads * queries * keys * features * 2 <= _MOST_WORK
 )
+_WIDTHS: Final = (128, 256, 512, 1024)
 _PACKED: Final = tuple(
-    (*size, size[0] * size[3]) for size in _ATTENTION if size[1] > 1 and size[0] * size[3] in (128, 512, 1024)
+    (*size, size[0] * size[3]) for size in _ATTENTION if size[1] == size[2] and size[0] * size[3] in _WIDTHS
 )
 _PRODUCTS: Final = _grid((1, 16, 64, 256), (256, 512, 1024), (256, 512, 1024, 2048), most=_MOST_WORK)
 _CONVS: Final = _grid((64, 256, 1024, 4096, 16384), (16, 64, 256), (16, 64, 256), (1, 8), most=1 << 28)
