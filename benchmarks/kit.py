@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from typing import IO, ClassVar, Final, final
 
 import msgspec
 
+from burnish.cache import cache_root as cache_root
 from burnish.errors import BurnishError, nearest
 
 _RECORD: Final = "kit.json"
@@ -135,12 +135,6 @@ KIT: Final[dict[str, Package]] = {
         "MIT", source=True, inner="additional_resources/hutto_ICWSM_2014.tar.gz",
     ),
 }  # fmt: skip
-
-
-def cache_root() -> Path:
-    """`$BURNISH_CACHE`, or `~/.cache/burnish`."""
-    chosen = os.environ.get("BURNISH_CACHE")
-    return Path(chosen).expanduser() if chosen else Path.home() / ".cache" / "burnish"
 
 
 def fetch(

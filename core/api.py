@@ -59,8 +59,8 @@ def optimize(
         on_mismatch: `refuse` raises MismatchError; `rollback` goes on without the wrong pass.
         output: where to write it: an `.onnx` file or a folder.
         return_receipts: return `(model, receipts)` instead of the model alone.
-        options: `measured` (False: nothing is timed, and `drop-slower` is left out), `typical` (sizes
-            of dynamic dims to measure at), `seed`, `progress`; see `burnish.workbench.Workbench`.
+        options: `measured` (False: nothing is timed, the cost table alone says what is slower), `typical`
+            (sizes of dynamic dims to measure at), `seed`, `progress`; see `burnish.workbench.Workbench`.
             `explain`: called with a `burnish.explaining.Explanation`, of what was fused and what not.
 
     Returns:
@@ -71,7 +71,7 @@ def optimize(
     """
     measured = bool(options.pop("measured", True))
     chosen = get_target(target)
-    default = optimize_recipe(measured=measured and chosen.provider == "CPUExecutionProvider")
+    default = optimize_recipe(measured=chosen.provider == "CPUExecutionProvider")
     return _rewrite(
         model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, **options,
@@ -116,7 +116,7 @@ def quantize(
             "Pass data=SAMPLES (.npz files or feeds), or data='random' to try it out.",
             code="CALIB_EMPTY",
         )
-    default = quantize_recipe(scheme, measured=measured and chosen.provider == "CPUExecutionProvider")
+    default = quantize_recipe(scheme, measured=chosen.provider == "CPUExecutionProvider")
     return _rewrite(
         model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, data=data, **options,

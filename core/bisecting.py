@@ -108,7 +108,7 @@ def bisect(
         need_folder(_names(output)[0])
     source, chosen = open_source(model), get_target(target)
     need_target(source, chosen)
-    passes = read_recipe(recipe, optimize_recipe(measured=measured and chosen.provider.startswith("CPU")))
+    passes = read_recipe(recipe, optimize_recipe(measured=chosen.provider.startswith("CPU")))
     cases = None if inputs is None else _cases(inputs, source)
     samples = [feeds for _, feeds in cases or ()]
     bench = Workbench(source.manifest, chosen, samples=samples, typical=typical, progress=progress, seed=seed)

@@ -101,7 +101,7 @@ def _lines(text: str) -> list[str]:
 def _again(context: Context, limit: int | None) -> Context:
     return Context(
         target=context.target, calibrate=context.calibrate, probe=context.probe,
-        compare_speed=context.compare_speed, limit=limit,
+        compare_speed=context.compare_speed, costs=context.costs, limit=limit,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.checking import model_file
+from burnish.costs import Costs, Ratio, load_costs
 from burnish.errors import ModelError
 from burnish.feeds import Assignment, assignments, make_feeds, sizes_of, typical_sizes
 from burnish.kv_cache import InPlace
@@ -60,7 +61,7 @@ class Workbench:
         self._calibration = calibration
         self._progress = progress
         self._seed = seed
-        self._ratios: dict[tuple[bytes, ...], float] = {}
+        self._ratios: dict[tuple[bytes, ...], Ratio] = {}
 
     def context(self, *, measured: bool) -> Context:
         """A context whose callables are there when there is something to run them on."""
@@ -69,7 +70,21 @@ class Workbench:
             calibrate=self.calibrate if self._samples else None,
             probe=self.probe,
             compare_speed=self.compare_speed if measured and self.can_measure else None,
+            costs=self.costs() if self.can_measure else None,
         )
+
+    def costs(self) -> Costs:
+        """What the cost tables know for the target on machines like this, at the typical sizes.
+
+        Raises:
+            CostTableError: one of the tables cannot be used.
+        """
+        from burnish.calibrating import run_here
+
+        sizes = dict(self._sizes)
+        if self._samples and not self._as_asked:
+            sizes |= sizes_of(self._interface.inputs, self._samples[0])
+        return load_costs(run_here(self._target.name).key, sizes)
 
     @property
     def can_measure(self) -> bool:
@@ -110,7 +125,7 @@ class Workbench:
         promise = InPlace.of(model.metadata_props, signature(model, self._interface))
         return list(samples) if promise is None else promise.fitting(model.metadata_props, samples)
 
-    def compare_speed(self, a: ir.Model, b: ir.Model, feeds: Arrays) -> float:
+    def compare_speed(self, a: ir.Model, b: ir.Model, feeds: Arrays) -> Ratio:
         """Time of `a` divided by time of `b`, interleaved in one run, onnxruntime's optimiser on."""
         from burnish.runtime.timing import compare_speed
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 import onnx_ir as ir
 
+from burnish.costs import Costs, Ratio
 from burnish.target import TARGETS, Target
 
 if TYPE_CHECKING:
@@ -114,8 +115,10 @@ class Context:
     """(model, names of float values) -> range of each over the calibration data."""
     probe: Callable[[ir.Model, Sequence[str]], Arrays] | None = None
     """(model, names of values) -> their arrays for one typical input (for shapes and realistic data)."""
-    compare_speed: Callable[[ir.Model, ir.Model, Arrays], float] | None = None
+    compare_speed: Callable[[ir.Model, ir.Model, Arrays], Ratio] | None = None
     """(a, b, feeds) -> time of a divided by time of b, interleaved in one run; > 1 means b is faster."""
+    costs: Costs | None = None
+    """What was measured before, on machines like the one the model is for; None: nothing is known."""
     before_first: Callable[[], None] | None = None
     """Called ahead of the first rewrite, when the model is still as it was."""
     limit: int | None = None

@@ -30,12 +30,12 @@ _GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:
-    """Clean up, fuse, clean up; `measured`: then drop what is slower on this machine."""
-    text = f"{CLEAN_UP},{_FUSE},{_GEMM},{CLEAN_UP},{_LAST}"
-    return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else text)
+    """Clean up, fuse, drop what was `measured` as slower (now, or in the cost table), clean up."""
+    drop = "drop-slower," if measured else ""
+    return Recipe.parse(f"{CLEAN_UP},{_FUSE},{_GEMM},{drop}{CLEAN_UP},{_LAST}")
 
 
 def quantize_recipe(scheme: str, *, measured: bool) -> Recipe:
-    """Clean up, fuse what int8 leaves in float, quantise, and drop what is slower."""
+    """Clean up, fuse what int8 leaves in float, quantise, and drop what is slower (see `optimize_recipe`)."""
     text = f"{CLEAN_UP},{_FUSE},unpack-attention,quantize-{scheme}"
     return Recipe.parse(f"{text},drop-slower,{CLEAN_UP}" if measured else f"{text},{CLEAN_UP}")

@@ -14,7 +14,7 @@ from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
 from burnish.passes.shape_rules_quantized import QUANTISED, branches, stacked
 from burnish.passes.shape_windows import conv, resize
-from burnish.passes.shapes import MAX_CONTENT, UNKNOWN, Call, Fact, Shape
+from burnish.passes.shapes import MAX_CONTENT, Call, Fact, Shape
 
 Rule = Callable[[Call], Sequence[Fact]]
 
@@ -383,8 +383,8 @@ RULES: Final[dict[str, Rule]] = {
     "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant, "Conv": conv,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "MatMul": _matmul,
-    "Range": _range, "Reshape": _reshape, "Resize": resize, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
-    "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+    "Range": _range, "Reshape": _reshape, "Resize": resize, "Shape": _shape, "Size": _size, "Slice": _slice,
+    "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
     "If": branches, "Loop": stacked, "Scan": stacked,
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import math
 import statistics
 import time
@@ -18,6 +19,7 @@ from typing import Final
 
 import numpy as np
 
+from burnish.costs import MARGIN, Ratio
 from burnish.runtime.options import IN_TURNS
 from burnish.runtime.session import Session
 from burnish.runtime.source import Source
@@ -32,6 +34,7 @@ _MANY: Final = 100_000
 _ATTEMPTS: Final = 4
 _CLOSE: Final = 0.03
 _CLEAR: Final = 0.10
+_PARTS: Final = 5  # of the rounds, each with a ratio of its own: how far they are apart is the noise
 
 
 def interleave(
@@ -75,14 +78,14 @@ def compare_speed(
     feeds: Arrays,
     *,
     threads: int | None = None,
-    budget_s: float = 0.4,
-) -> float:
+    budget_s: float = 0.2,
+) -> Ratio:
     """Time of model `a` divided by time of model `b`: more than 1 means that b is faster.
 
     Both run as deployed (CPU, onnxruntime's optimiser on), in turns, with their outputs bound. Two
     estimates must agree: the ratio of the smallest times, and the median ratio of the rounds. Until they do,
     up to three more budgets are spent; if they never do, the one closer to 1 is returned, so that noise does
-    not pass for a gain.
+    not pass for a gain. One more is also spent where noise hides whether a is slower.
 
     Args:
         a: a serialised model or a path; as `b`.
@@ -106,9 +109,20 @@ def compare_speed(
             more = interleave(calls, runs=_MANY, seconds=budget_s, warmup=warmup)
             samples = {name: samples[name] + more[name] for name in calls}
             estimates = best_ratio(*samples.values()), paired_ratio(*samples.values())
-            if agree(*estimates):
+            low, high = spread(*samples.values())
+            settled = Ratio(estimates[0], low, high).exceeds(MARGIN) is not None
+            if agree(*estimates) and (settled or attempt):
                 break
-        return estimates[0] if agree(*estimates) else min(estimates, key=_distance)
+    value = estimates[0] if agree(*estimates) else min(estimates, key=_distance)
+    return Ratio(value, min(low, value), max(high, value), len(samples["a"]))
+
+
+def spread(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """The smallest and the largest of the ratios of smallest times, each over a fifth of the rounds."""
+    bounds = [len(a) * part // _PARTS for part in range(_PARTS + 1)]
+    pairs = [(i, j) for i, j in itertools.pairwise(bounds) if j > i]
+    ratios = [best_ratio(a[i:j], b[i:j]) for i, j in pairs]
+    return min(ratios), max(ratios)
 
 
 def best_ratio(a: Sequence[float], b: Sequence[float]) -> float:

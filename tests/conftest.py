@@ -51,6 +51,14 @@ def encoder_weights(seed: int = 0) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_cost_tables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What a pass decides must not depend on what was measured on the machine that runs the tests."""
+    nowhere = tmp_path_factory.getbasetemp() / "no-costs.json"
+    monkeypatch.setattr("burnish.costs.shipped_path", lambda: nowhere)
+    monkeypatch.setattr("burnish.costs.own_path", lambda: nowhere)
+
+
 @pytest.fixture
 def encoder() -> ir.Model:
     """A small text encoder as an exporter writes it: embedding, MLP with an erf GELU, residual, norm."""

@@ -37,7 +37,7 @@ def test_the_commands_of_the_readme_run(
 
 
 def test_the_table_names_every_command() -> None:
-    named = re.findall(r"^\| `burnish (\w+)", README, re.MULTILINE)
+    named = re.findall(r"^\| `burnish ([\w-]+)", README, re.MULTILINE)
     assert named == list(COMMANDS)
 
 

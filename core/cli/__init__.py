@@ -31,6 +31,10 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "verify": ("burnish.cli.verify:verify", "Check that two models compute the same."),
     "bisect": ("burnish.cli.bisect:bisect", "Find the one rewrite that changes a result, as a small model."),
     "passes": ("burnish.cli.passes:passes", "List the passes, or show one with its options."),
+    "calibrate-costs": (
+        "burnish.cli.calibrate_costs:calibrate_costs",
+        "Measure which operators are faster on this machine; `optimize` goes by it.",
+    ),
     "doctor": (
         "burnish.cli.doctor:doctor",
         "Say what works on this machine, and how to get the rest.",

@@ -25,7 +25,7 @@ REWRITE_OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option("--dim", multiple=True, callback=parse_pairs, metavar="NAME=N",
                  help="Size of a dynamic dim to measure speed at (default: batch 1, others 128)."),
     click.option("--measured/--no-measured", default=True,
-                 help="Time alternatives on this machine, or leave `drop-slower` out."),
+                 help="Time what the cost table does not decide, or go by the table alone."),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
 )  # fmt: skip
 

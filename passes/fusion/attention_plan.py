@@ -23,9 +23,20 @@ from typing import Final, Literal, final
 import numpy as np
 import onnx_ir as ir
 
+from burnish.costs import Costs
 from burnish.passes.base import is_op
+from burnish.passes.forms import attention_form, evaluated
 from burnish.passes.fusion.attention_mask import CAUSAL, Atom, Frame, MaskReader, Reading, Term
-from burnish.passes.fusion.attention_operands import CHANNELS, ROWS, SPLIT, Linear, Operand, repeated, trace
+from burnish.passes.fusion.attention_operands import (
+    CHANNELS,
+    ROWS,
+    SPLIT,
+    Linear,
+    Operand,
+    repeated,
+    split_bias,
+    trace,
+)
 from burnish.passes.fusion.attention_pattern import Found
 from burnish.passes.fusion.axes import ONE, View
 from burnish.passes.fusion.scalars import number
@@ -33,6 +44,7 @@ from burnish.passes.shapes import Shapes
 from burnish.target import Target
 
 CONTRIB: Final = "com.microsoft"
+_STANDARD_OPSET: Final = 23  # from where on ONNX has Attention
 _LOWEST: Final = float(np.finfo(np.float32).min)
 _COPIES: Final = frozenset({"Expand", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze"})
 _HOPELESS: Final = -1e9  # what is added to masked scores of trained models; none of them reaches this
@@ -90,10 +102,12 @@ def make_plan(
     opset: int,
     dying: frozenset[ir.Node],
     packed: bool,
+    costs: Costs | None = None,
 ) -> Plan | str:
     """The best operator for this attention on this target; a text says why there is none.
 
-    `dying`: what nothing needs any more once all attentions of the graph are fused.
+    `dying`: what nothing needs any more once all attentions of the graph are fused. `costs`: where they have
+    the standard Attention faster than MultiHeadAttention, and neither takes in more, it is that.
     """
     views = ((found.query, True), (found.key, True), (found.value, False))
     operands = [trace(view, shapes, scaled=scaled) for view, scaled in views]
@@ -107,10 +121,42 @@ def make_plan(
     operator = "Attention" if isinstance(plan, Plan) and plan.form == "packed" else "MultiHeadAttention"
     if not target.has_kernel(CONTRIB, operator):
         plan = f"target {target.name} has no {CONTRIB}::{operator}"
-    if isinstance(plan, str) and opset >= 23 and target.has_kernel("", "Attention"):
+    if opset < _STANDARD_OPSET or not target.has_kernel("", "Attention"):
+        return plan
+    if isinstance(plan, str):
         standard = _standard(found, operands, dying, shapes)
         return standard if isinstance(standard, Plan) else f"{plan}; {standard}"
-    return plan
+    if not _prefers_standard(plan, shapes, costs):
+        return plan
+    standard = _standard(found, operands, dying, shapes)
+    if isinstance(standard, str) and found.standard:
+        return f"the cost table has the standard Attention as faster; {standard}"
+    return standard if isinstance(standard, Plan) else plan
+
+
+def _prefers_standard(plan: Plan, shapes: Shapes, costs: Costs | None) -> bool:
+    """True when the standard Attention was measured faster at the typical sizes, and is no node more."""
+    if costs is None or not costs.known or plan.form != "contrib" or _takes_a_bias(plan, shapes):
+        return False
+    frame, size, mask = plan.found.frame, plan.found.head_size, plan.mask
+    dims = (frame.batch * frame.heads, frame.queries, frame.keys)
+    sizes = [evaluated(dim, costs.sizes) for dim in dims]
+    if not size or not all(sizes):
+        return False
+    words = {"mask": mask.key is not None, "scores bias": bool(mask.terms), "causal": mask.causal}
+    variant = ", ".join(word for word, said in words.items() if said)
+    form = attention_form(variant, (*(n or 0 for n in sizes), size))
+    return costs.prefers_other(form) is True
+
+
+def _takes_a_bias(plan: Plan, shapes: Shapes) -> bool:
+    """True when MultiHeadAttention takes in constants that would stay in Adds before the standard one."""
+    if any(map(_is_apart, plan.sources)):
+        return False
+    return any(
+        source.bias is not None if isinstance(source, Linear) else split_bias(source, plan.dying, shapes)[1]
+        for source in plan.sources
+    )
 
 
 def _mismatch(operands: list[Operand]) -> str | None:

@@ -35,7 +35,8 @@ class FuseAttention(Pass):
     Made is com.microsoft::Attention, with the projections of query, key and value packed into one, where
     `packed` is set and all three read one input; else com.microsoft::MultiHeadAttention, which takes in the
     constants added to them; else, from opset 23 on, the standard Attention with heads joined, or with key
-    heads that queries share instead of repeated ones.
+    heads that queries share instead of repeated ones; and where the cost table has the standard Attention as
+    faster than MultiHeadAttention, which then would take in nothing more.
 
     A mask that is provably one of keys (attention_mask [batch, keys]) becomes an int32 mask that all layers
     share, a causal one an attribute, any other a bias. Where every key is masked the result stays what it
@@ -88,8 +89,10 @@ class FuseAttention(Pass):
         return emitter
 
     def _plan(self, found: Found, context: Context, around: _Around) -> Plan | str:
-        opset, dying = around.scope.opset, around.dying
-        return make_plan(found, around.shapes, context.target, opset=opset, dying=dying, packed=self.packed)
+        return make_plan(
+            found, around.shapes, context.target, opset=around.scope.opset, dying=around.dying,
+            packed=self.packed, costs=context.costs,
+        )  # fmt: skip
 
 
 @final

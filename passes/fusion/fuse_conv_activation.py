@@ -10,6 +10,7 @@ from typing import ClassVar, Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.forms import conv_form, typical_size_of
 from burnish.passes.fusion.fuse_hard_swish import clip_bounds, gates_swish
 from burnish.passes.fusion.quantised import reads_quantised
 from burnish.passes.matching import CONTRIB, Scope, candidates, either_way, made_by, obstacle
@@ -37,11 +38,12 @@ class FuseConvActivation(Pass):
         """Return how many sums and activations were fused."""
         before = len(context.rewrites)
         facts = _Facts(context, model)
+        faster = _Table(facts, context)
         for node, scope in candidates(model, *_PARAMETERS, "Add", "Mul"):
             if is_op(node, "Add"):
                 _fuse_sum(node, scope, context, facts)
             else:
-                _fuse_activation(node, scope, context, facts)
+                _fuse_activation(node, scope, context, facts, faster)
         return len(context.rewrites) - before
 
 
@@ -54,9 +56,14 @@ class _Facts:
         self._shapes: Shapes | None = None
 
     def __getitem__(self, value: ir.Value) -> Fact:
+        return self.shapes[value]
+
+    @property
+    def shapes(self) -> Shapes:
+        """All of it."""
         if self._shapes is None:
             self._shapes = self._find()
-        return self._shapes[value]
+        return self._shapes
 
     def hand_on(self, old: ir.Value, new: ir.Value) -> None:
         """A new value is what an old one was."""
@@ -85,7 +92,7 @@ def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> No
             return
 
 
-def _fuse_activation(last: ir.Node, scope: Scope, context: Context, facts: _Facts) -> None:
+def _fuse_activation(last: ir.Node, scope: Scope, context: Context, facts: _Facts, table: _Table) -> None:
     activation, result, nodes = _activation(last)
     if not nodes:
         return
@@ -94,6 +101,7 @@ def _fuse_activation(last: ir.Node, scope: Scope, context: Context, facts: _Fact
         return
     parameters = _PARAMETERS[activation](last)
     why = _refusal(conv, activation, parameters, context) or obstacle([conv, *nodes], last.outputs)
+    why = why or table.refusal(conv, activation)
     if not context.permit_unless(why, last):
         return
     attributes: dict[str, ir.Attr] = {"activation": ir.AttrString("activation", activation)}
@@ -136,6 +144,23 @@ def _refusal(conv: ir.Node, activation: str, parameters: Parameters, context: Co
     if parameters is None:
         return "the bounds of the Clip are not constant"
     return "FusedConv takes float32 only, or the type is not known" if _untyped(conv) else None
+
+
+@final
+class _Table:
+    """What the cost table says of a Conv with its activation inside, at the typical sizes."""
+
+    def __init__(self, facts: _Facts, context: Context) -> None:
+        self._facts = facts
+        self._costs = context.costs if context.costs is not None and context.costs.known else None
+
+    def refusal(self, conv: ir.Node, activation: str) -> str | None:
+        """Why the two stay apart."""
+        if self._costs is None:
+            return None
+        form = conv_form(conv, activation, typical_size_of(self._facts.shapes, self._costs))
+        faster = form is not None and self._costs.prefers_other(form)
+        return f"the cost table has {form.instead} as faster" if form is not None and faster else None
 
 
 def _leaky_relu(node: ir.Node) -> Parameters:

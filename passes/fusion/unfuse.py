@@ -82,6 +82,8 @@ class Inverse:
     refuse: Callable[[ir.Node, int], str | None]
     """(node, opset) -> why not, or None."""
     build: Callable[[Draft], Results]
+    timed: bool = True
+    """It is worth timing in a model where the cost table does not know."""
 
 
 def input_of(node: ir.Node, position: int) -> ir.Value | None:

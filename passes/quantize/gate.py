@@ -62,7 +62,7 @@ def _time(
     if context.compare_speed is None:
         return None
     try:
-        speed = context.compare_speed(cut, quantized, feeds)
+        speed = context.compare_speed(cut, quantized, feeds).value
     except BurnishError as error:
         context.miss(node, f"not measured: {error.what}")
         return None

@@ -5,11 +5,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from burnish.costs import Ratio
 from burnish.errors import ModelError
 from burnish.feeds import make_feeds
 from burnish.model import expose, signature, to_bytes
 from burnish.passes.base import Context
-from burnish.passes.drop_slower import INVERSES, DropSlower
+from burnish.passes.drop_slower import DropSlower
+from burnish.passes.fusion.alone import INVERSES
 from burnish.passes.matching import MADE_BY
 from burnish.passes.registry import load_pass
 from burnish.runtime.reference import Reference
@@ -43,7 +45,7 @@ class Clock:
     def __init__(self, **ratios: float) -> None:
         self.ratios, self.asked = ratios, []
 
-    def __call__(self, fused: ir.Model, standard: ir.Model, feeds: Feeds) -> float:
+    def __call__(self, fused: ir.Model, standard: ir.Model, feeds: Feeds) -> Ratio:
         (node,) = fused.graph
         assert {n.domain for n in standard.graph} == {""}
         assert set(feeds) == {value.name for value in fused.graph.inputs}
@@ -52,10 +54,10 @@ class Clock:
         for name, array in before.items():
             np.testing.assert_allclose(after[name], array, atol=1e-5)
         self.asked.append(node.op_type)
-        return self.ratios.get(node.op_type, 2.0)
+        return Ratio.exactly(self.ratios.get(node.op_type, 2.0))
 
 
-def measured(clock: Callable[..., float] | None = None) -> Context:
+def measured(clock: Callable[..., Ratio] | None = None) -> Context:
     return Context(probe=probe, compare_speed=clock or Clock())
 
 
@@ -246,7 +248,7 @@ def test_without_a_timer_nothing_happens() -> None:
 
 
 def test_a_timer_that_fails_is_told() -> None:
-    def broken(*_: object) -> float:
+    def broken(*_: object) -> Ratio:
         raise ModelError("It does not load.", "Look at the node.")
 
     context = measured(broken)
@@ -291,10 +293,10 @@ def test_it_undoes_what_the_fusions_did() -> None:
 
 
 def test_really_timed_by_onnxruntime() -> None:
-    def compare(fused: ir.Model, standard: ir.Model, feeds: Feeds) -> float:
+    def compare(fused: ir.Model, standard: ir.Model, feeds: Feeds) -> Ratio:
         (slow, before), (fast, after) = timed(fused, feeds), timed(standard, feeds)
         np.testing.assert_allclose(before["output_0"], after["output_0"], atol=1e-5)
-        return slow / fast
+        return Ratio.exactly(slow / fast)
 
     model = parse(graph(f"y = {SKIP} (x, s, k)", XS, Y), weights=NORM)
     specs = signature(model).inputs

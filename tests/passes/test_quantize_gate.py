@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from burnish.costs import Ratio
 from burnish.errors import ModelError
 from burnish.model import expose, to_bytes
 from burnish.passes.base import Context, Range
@@ -44,12 +45,12 @@ class Bench:
         }
         return Reference(to_bytes(expose(model, names)))(feeds | {}, None) | feeds
 
-    def compare(self, a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
+    def compare(self, a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> Ratio:
         self.asked += 1
         before, after = Reference(to_bytes(a))(feeds), Reference(to_bytes(b))(feeds)
         assert before.keys() == after.keys()
         (width,) = {array.shape[-1] for array in before.values()}
-        return 2.0 if width >= self.wide else 0.5
+        return Ratio.exactly(2.0 if width >= self.wide else 0.5)
 
     def context(self) -> Context:
         return Context(
@@ -111,10 +112,10 @@ def convs() -> ir.Model:
 def test_convs_that_hand_on_int8_are_one_region() -> None:
     sizes = []
 
-    def compare(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
+    def compare(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> Ratio:
         sizes.append([node.op_type for node in a.graph])
         assert Reference(to_bytes(b))(feeds).keys() == Reference(to_bytes(a))(feeds).keys()
-        return 2.0
+        return Ratio.exactly(2.0)
 
     context = Bench(wide=1).context()
     context.compare_speed = compare
@@ -124,7 +125,7 @@ def test_convs_that_hand_on_int8_are_one_region() -> None:
 
 def test_slow_region_is_float_as_a_whole() -> None:
     context = Bench(wide=1).context()
-    context.compare_speed = lambda a, b, feeds: (
+    context.compare_speed = lambda a, b, feeds: Ratio.exactly(
         0.5 if len(feeds["x"].shape if "x" in feeds else ()) == 4 else 2.0
     )
     model = convs()
@@ -143,7 +144,7 @@ def test_cut_out_computes_the_same() -> None:
 
 
 def test_region_that_does_not_run_alone_is_said() -> None:
-    def refuse(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> float:
+    def refuse(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> Ratio:
         raise ModelError("It does not load.", "Look at it.")
 
     context = Bench(wide=1).context()

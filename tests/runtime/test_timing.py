@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from burnish.costs import Ratio
 from burnish.errors import InputError, ModelError
 from burnish.runtime import timing
-from burnish.runtime.timing import agree, best_ratio, compare_speed, interleave, paired_ratio
+from burnish.runtime.timing import agree, best_ratio, compare_speed, interleave, paired_ratio, spread
 
 
 def test_every_callable_has_a_sample_in_every_round() -> None:
@@ -78,15 +79,23 @@ def test_when_estimates_never_agree_the_cautious_one_is_returned(
         return {"a": [1.0, 3.0, 3.0], "b": [1.0, 1.0, 1.0]}
 
     monkeypatch.setattr(timing, "interleave", noisy)
-    assert compare_speed(add, add, {}, threads=1) == 1.0
+    assert compare_speed(add, add, {}, threads=1) == Ratio(1.0, 1.0, 3.0, 12)
     assert len(rounds) == 4
+
+
+def test_spread_is_that_of_fifths_of_the_rounds() -> None:
+    slow_half_way = [2.0, 2.0, 2.0, 6.0, 6.0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    assert spread(slow_half_way, [1.0] * 10) == (2.0, 2.0)  # a fifth has an undisturbed round
+    assert spread([2.0, 2.0, 6.0, 6.0, *[2.0] * 6], [1.0] * 10) == (2.0, 6.0)
+    assert spread([3.0, 4.0], [1.0, 2.0]) == (2.0, 3.0)
 
 
 def test_compare_speed_runs_both_models(add: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(add)
     x = np.ones((2, 3), np.float32)
     ratio = compare_speed(add, tmp_path / "m.onnx", {"x": x, "z": x}, threads=1, budget_s=0.01)
-    assert 0 < ratio < float("inf")
+    assert 0 < ratio.low <= ratio.value <= ratio.high < float("inf")
+    assert ratio.rounds >= 5
 
 
 def test_compare_speed_names_what_does_not_load(add: bytes) -> None:
