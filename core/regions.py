@@ -61,7 +61,13 @@ class Regions:
         _need_same_interface(before, after)
         self.cuts = shared_names(self.before, self.after) - apart
         self._numbering = Numbering(self.cuts)
+        self._reached: set[str] = set()
         self.all = tuple(self._find())
+
+    @property
+    def compared(self) -> frozenset[str]:
+        """The values of both that are equal if all places are."""
+        return self.cuts & self._reached
 
     def kinds(self) -> list[list[Region]]:
         """The places, those together at which the same computation became the same other one.
@@ -100,7 +106,8 @@ class Regions:
         old, new = self._numbering.of(self.before), self._numbering.of(self.after)
         outputs = [value.name or "" for value in self.after.model.graph.outputs]
         todo = list(dict.fromkeys([*outputs, *self._unused()]))
-        seen = set(todo)
+        seen = self._reached
+        seen.update(todo)
         while todo:
             name = todo.pop()
             if name in self.after.inputs:
