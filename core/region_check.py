@@ -21,6 +21,7 @@ from burnish.passes.runner import Verdict
 from burnish.regions import Region, Regions
 from burnish.runtime.reference import Reference
 from burnish.waypoints import Waypoints
+from burnish.weights import in_memory
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -148,15 +149,22 @@ class _Places:
         part = _Part(side)
         for name in self._inputs:
             part.proto.graph.input.append(
-                ir.to_proto(side.inputs[name]) if name in side.inputs else _info(name, self._known[0][name])
+                ir.to_proto(side.inputs[name])
+                if name in side.inputs
+                else self._input(name, self._known[0][name])
             )
         return part.open(nodes, [ir.to_proto(side.computed[name]) for name in self._captured], ())
+
+    def _input(self, name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+        """A value as an input; how many sizes a Resize gets must be known there."""
+        known = array.ndim == 1 and array.dtype == np.int64 and self._regions.length(name) == len(array)
+        return _info(name, array, array.shape if known else None)
 
     def _open_after(self, regions: Sequence[Region], leaves: Arrays) -> Reference:
         side = self._regions.after
         wanted = {node for region in regions for node in region.nodes}
         part = _Part(side)
-        part.proto.graph.input.extend(_info(name, array) for name, array in leaves.items())
+        part.proto.graph.input.extend(self._input(name, array) for name, array in leaves.items())
         outputs = [ir.to_proto(side.computed[region.root]) for region in regions]
         for info in outputs:
             info.name += _CHANGED
@@ -203,7 +211,7 @@ def _initializer(name: str, tensor: ir.TensorProtocol, weights: dict[str, np.nda
     if array is not None:
         weights[name] = array
         return place_holder(name, array)
-    proto: onnx.TensorProto = ir.to_proto(tensor)
+    proto: onnx.TensorProto = ir.to_proto(in_memory(tensor))
     proto.name = name
     return proto
 
@@ -222,7 +230,9 @@ def _behind(side: Side, names: Iterable[str], given: Collection[str]) -> list[ir
     return [node for node in side.model.graph if node in needed]
 
 
-def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+def _info(name: str, array: np.ndarray, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
     dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    info: onnx.ValueInfoProto = onnx.helper.make_tensor_value_info(name, dtype, [None] * array.ndim)
+    info: onnx.ValueInfoProto = onnx.helper.make_tensor_value_info(
+        name, dtype, [None] * array.ndim if shape is None else shape
+    )
     return info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Hashable, Iterator
 from typing import Final, final
 
@@ -86,6 +87,12 @@ class Regions:
         """The shape of a value before the change, as it follows from the inputs; empty: not known."""
         fact = self._shapes[value]
         return "" if fact.shape is None else f"{fact.shape}"
+
+    def length(self, name: str) -> int | None:
+        """How many elements a value before the change has, as it follows from the inputs; None: not known."""
+        value = self.before.computed.get(name) or self.before.inputs.get(name)
+        static = None if value is None else self._shapes[value].static
+        return None if static is None else math.prod(static)
 
     def described(self, name: str) -> str:
         """Type and shape of a value before the change; empty: not known."""

@@ -43,14 +43,19 @@ def embed(model: ir.Model, but: Sequence[Place] = ()) -> None:
     kept = {id(place.tensor) for place in but}
 
     def inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        if not isinstance(tensor, ir.ExternalTensor) or id(tensor) in kept:
-            return tensor
-        return ir.Tensor(
-            _values(tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name,
-            doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
-        )  # fmt: skip
+        return tensor if id(tensor) in kept else in_memory(tensor)
 
     _replace(model, inside)
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same tensor; one in a data file as one that holds its memory-mapped values."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(
+        _values(tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name,
+        doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
+    )  # fmt: skip
 
 
 def _values(tensor: ir.ExternalTensor) -> np.ndarray:
