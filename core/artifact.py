@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, Self, final
 
@@ -27,7 +26,15 @@ from burnish.errors import ArtifactError, ModelError, shown
 from burnish.files import Data, staged_folder, write_file
 from burnish.manifest import FORMAT, FileRecord, Manifest, decode, encode
 from burnish.model_file import check_model_file
-from burnish.reader import chunks_of, open_inside, open_regular, record_of, safe_relative, sidecar_path
+from burnish.reader import (
+    chunks_of,
+    hashed,
+    open_inside,
+    open_regular,
+    record_of,
+    safe_relative,
+    sidecar_path,
+)
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -216,7 +223,8 @@ class Artifact:
 
     def _write(self, stage: Path) -> Iterator[tuple[str, FileRecord]]:
         """Write everything that has a hash; yield the records."""
-        from burnish.model import EXTERNAL_THRESHOLD, Split, graph_bytes, to_bytes
+        from burnish.model import EXTERNAL_THRESHOLD, Split, graph_bytes
+        from burnish.serialising import pieces
         from burnish.weights import weight_bytes
 
         contents: dict[str, Data | Path] = {}
@@ -226,35 +234,16 @@ class Artifact:
             yield DATA, self._data.record
             contents[MODEL] = graph_bytes(self.model)
         elif weight_bytes(self.model) < least:
-            contents[MODEL] = to_bytes(self.model)
+            contents[MODEL] = pieces(self.model)
         else:
             split = Split(self.model)
             contents[DATA], contents[MODEL] = split.content(), split.to_bytes(DATA)
         contents |= self.attachments
         for name in sorted(contents):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            chunks = hashed(chunks_of_data(name, contents[name]))
+            chunks = hashed(chunks_of_data(name, contents.pop(name)))
             write_file(stage / name, chunks)
             yield name, chunks.record
-
-
-@final
-class hashed:  # noqa: N801 - used as a function
-    """Chunks on their way to a file, measured as they pass."""
-
-    def __init__(self, chunks: Iterable[bytes]) -> None:
-        self._chunks, self._digest, self._size = chunks, hashlib.sha256(), 0
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._chunks:
-            self._digest.update(chunk)
-            self._size += len(chunk)
-            yield chunk
-
-    @property
-    def record(self) -> FileRecord:
-        """Size and sha256 of what has passed."""
-        return FileRecord(self._size, self._digest.hexdigest())
 
 
 def chunks_of_data(name: str, data: Data | Path) -> Iterator[bytes]:

@@ -22,7 +22,6 @@ from burnish.artifact import (
     Artifact,
     chunks_of_data,
     decoded_manifest,
-    hashed,
     owned_files,
     read_manifest,
     verify_file,
@@ -30,6 +29,7 @@ from burnish.artifact import (
 from burnish.errors import ArtifactError, OutputError, shown
 from burnish.files import staged_folder, write_file
 from burnish.manifest import FileRecord, Manifest, encode
+from burnish.reader import hashed
 
 
 def need_folder_for(parts: Iterable[str], output: Path) -> None:

@@ -20,15 +20,16 @@ import onnx_ir as ir
 from burnish.difference import Difference, worst
 from burnish.errors import ModelError, OutputError
 from burnish.fallback_sizes import fallback_sizes
-from burnish.feeds import Assignment, assignments, dynamic_dims, make_feeds
+from burnish.feeds import assignments, dynamic_dims, make_feeds
 from burnish.kv_cache import Case, InPlace
 from burnish.lending import judge
 from burnish.manifest import Manifest
-from burnish.model import signature, to_bytes
+from burnish.model import expose, signature, to_bytes
 from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
 from burnish.region_check import compare_regions
 from burnish.runtime.reference import ModelSource, Reference
+from burnish.waypoints import Waypoints, fitting, waypoints
 from burnish.weights import weight_bytes
 
 Arrays = Mapping[str, np.ndarray]
@@ -93,6 +94,7 @@ class DifferentialChecker:
         self._runs_at_all = False
         self._in_place = False
         self._by_region = by_region
+        self._waypoints: Waypoints | None = None
         self._cached: tuple[ir.Model, bool, InPlace | None, list[Arrays]] | None = None
 
     def __call__(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> Verdict:
@@ -137,7 +139,9 @@ class DifferentialChecker:
             return None
         if not self._runs_at_all:
             self._drop_impossible(before)
-        return compare_regions(before, after, self.cases(before, after, Numerics.EXACT), tolerance)
+        cases = self.cases(before, after, Numerics.EXACT)
+        known = self._waypoints if self._waypoints is not None and self._waypoints.cases is cases else None
+        return compare_regions(before, after, cases, tolerance, known)
 
     def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
         real = numerics.by_norm and bool(self._real)
@@ -195,18 +199,17 @@ class DifferentialChecker:
         promise = self._promise(model, model)
         if promise is not None:
             self._random = promise.cases(self._random, self._make)
-        reference = judge(model)
-        possible, failure = (
-            [],
-            ModelError(
-                "The model takes none of the inputs: many tokens for many rows that have a past.",
-                "Give one token for each row, or one row.",
-                code="MODEL_RUN",
-            ),
+        reference = _judge_on_the_way(model) if self._by_region and promise is None else judge(model)
+        possible: list[Case] = []
+        found: list[Arrays] = []
+        failure = ModelError(
+            "The model takes none of the inputs: many tokens for many rows that have a past.",
+            "Give one token for each row, or one row.",
+            code="MODEL_RUN",
         )
         for case in self._random:
             try:
-                reference(case[1])
+                found.append(fitting(reference(case[1]), _ENOUGH))
             except ModelError as error:
                 failure = error
                 sizes = ", ".join(f"{name}={size}" for name, size in case[0].items())
@@ -215,10 +218,22 @@ class DifferentialChecker:
                 possible.append(case)
         if len(possible) < _ENOUGH and not self._given:
             more = _elsewhere(reference, self._interface, seed=self._seed)
-            possible += itertools.islice(more, _ENOUGH - len(possible))
+            for case, values in itertools.islice(more, _ENOUGH - len(possible)):
+                possible.append(case)
+                found.append(fitting(values, _ENOUGH))
         if not possible:
             raise failure
         self._random, self._runs_at_all = possible, True
+        if self._by_region and promise is None:
+            self._waypoints = Waypoints(possible, model, found)
+
+
+def _judge_on_the_way(model: ir.Model) -> Reference:
+    """The model, with values on its way as further outputs, where that can be loaded."""
+    if names := waypoints(model):
+        with contextlib.suppress(ModelError):
+            return judge(expose(model, names))
+    return judge(model)
 
 
 def runnable(
@@ -237,21 +252,18 @@ def runnable(
             failure = error
         else:
             found.append(feeds)
-    found = found or [feeds for _, feeds in _elsewhere(reference, interface, seed=seed)]
+    found = found or [feeds for (_, feeds), _ in _elsewhere(reference, interface, seed=seed)]
     if not found:
         raise failure
     return found
 
 
-def _elsewhere(
-    reference: Reference, interface: Manifest, *, seed: int
-) -> Iterator[tuple[Assignment, Arrays]]:
-    """Cases at fallback sizes of the dynamic dims, at which the source runs."""
+def _elsewhere(reference: Reference, interface: Manifest, *, seed: int) -> Iterator[tuple[Case, Arrays]]:
+    """Cases at fallback sizes of the dynamic dims, at which the source runs, and what it gives."""
     for number, sizes in enumerate(fallback_sizes(interface.inputs, interface.dims)):
         feeds = make_feeds(interface.inputs, sizes, seed=seed + 100 + number)
         with contextlib.suppress(ModelError):
-            reference(feeds)
-            yield sizes, feeds
+            yield (sizes, feeds), reference(feeds)
 
 
 def _judging(found: Sequence[Difference], judges: int) -> list[int]:

@@ -8,6 +8,7 @@ gives the same arrays on every machine.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -23,6 +24,9 @@ Assignment = dict[str, int]
 """A size for each dynamic dim, by name."""
 
 _BATCH: Final = re.compile(r"batch|^b$|^n$|\.0$", re.IGNORECASE)  # x.0: the first axis of input x, unnamed
+_SIZES: Final = (7, 1, 16, 2)
+_SMALL_SIZES: Final = (3, 1, 5, 2)
+_MANY: Final = 1_000_000  # values in the inputs
 _FREE_VOCABULARY: Final = 100  # without a known bound, ids below this fit any real embedding table
 
 
@@ -53,15 +57,26 @@ def assignments(
     specs: Sequence[TensorSpec],
     dims: Mapping[str, DimRange] | None = None,
     *,
-    sizes: Sequence[int] = (7, 1, 16, 2),
+    sizes: Sequence[int] | None = None,
 ) -> list[Assignment]:
     """Four assignments: batch 1, 2, 3 crossed with lengths that include 1, kept in range.
 
-    Batch-like dims go 1, 2, 3, 1 while the others go through `sizes`, shifted against each other so that
-    two dims are not always equal; where every dim is a batch they go 1, 2, 3, 4; a dim that may be 0 (the
-    past of a decoder) is so first. Ranges may leave fewer. A model without dynamic dims has one
-    assignment: `{}`.
+    Batch-like dims go 1, 2, 3, 1 while the others go through `sizes` (7, 1, 16, 2; or 3, 1, 5, 2 where the
+    inputs would have more than a million values), shifted against each other so that two dims are not always
+    equal; where every dim is a batch they go 1, 2, 3, 4; a dim that may be 0 (the past of a decoder) is so
+    first. Ranges may leave fewer. A model without dynamic dims has one assignment: `{}`.
     """
+    if sizes is not None:
+        return _crossed(specs, dims or {}, sizes)
+    usual = _crossed(specs, dims or {}, _SIZES)
+    if any(are_large(specs, each) for each in usual):
+        return _crossed(specs, dims or {}, _SMALL_SIZES)
+    return usual
+
+
+def _crossed(
+    specs: Sequence[TensorSpec], dims: Mapping[str, DimRange], sizes: Sequence[int]
+) -> list[Assignment]:
     names = dynamic_dims(specs)
     if not names:
         return [{}]
@@ -70,15 +85,18 @@ def assignments(
     for step in range(len(sizes)):
         others = itertools.count(step)
         wanted = {
-            name: batches[step % 4] if _BATCH.search(name) else sizes[next(others) % len(sizes)]
-            for name in names
+            name: batches[step % 4] if is_batch(name) else sizes[next(others) % len(sizes)] for name in names
         }
         if step == 0:
-            wanted |= {
-                name: 0 for name, allowed in (dims or {}).items() if name in wanted and not allowed.min
-            }
-        result.append({name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()})
+            wanted |= {name: 0 for name, allowed in dims.items() if name in wanted and not allowed.min}
+        result.append({name: _clamp(size, dims.get(name)) for name, size in wanted.items()})
     return [a for i, a in enumerate(result) if a not in result[:i]]
+
+
+def are_large(specs: Sequence[TensorSpec], assignment: Mapping[str, int]) -> bool:
+    """True where the inputs have more than a million values at those sizes."""
+    shapes = (shape_at(spec, assignment) for spec in specs if spec.shape is not None)
+    return sum(map(math.prod, shapes)) > _MANY
 
 
 def is_batch(dim: str) -> bool:

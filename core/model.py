@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
 import msgspec
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError, EncodeError
+from google.protobuf.message import DecodeError
 
 from burnish.dim_sums import is_name, names_of
 from burnish.errors import ModelError, shown
@@ -21,7 +21,8 @@ from burnish.files import Data, write_together
 from burnish.graph_check import validate
 from burnish.manifest import Dim, DimRange, FileRecord, Manifest, Meaning, TensorSpec, encode
 from burnish.model_file import read_model_file
-from burnish.reader import record_of, sidecar_path
+from burnish.reader import hashed, record_of, sidecar_path
+from burnish.serialising import SERDE, pieces, root_of, serialise
 from burnish.weights import content, embed, has_external, lay_out, refer, set_folder, weight_bytes
 
 EXTERNAL_THRESHOLD: Final = 1_500_000_000
@@ -35,10 +36,6 @@ _MOVES: Final = frozenset(
     ("Cast", "Expand", "Identity", "Pad", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
 )
 """Operators that keep the values of their first input."""
-
-
-# What onnx-ir raises for a proto that it cannot represent; its SerdeError is a RuntimeError.
-_SERDE: Final = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 
 
 def copy_model(model: ir.Model) -> ir.Model:
@@ -55,7 +52,7 @@ def to_bytes(model: ir.Model) -> bytes:
     if has_external(model):
         model = copy_model(model)
         embed(model)
-    return _serialise(model)
+    return serialise(model)
 
 
 def graph_bytes(model: ir.Model) -> bytes:
@@ -64,28 +61,7 @@ def graph_bytes(model: ir.Model) -> bytes:
     Raises:
         ModelError: it is over 2 GB without them (MODEL_SIZE).
     """
-    return _serialise(model)
-
-
-def _serialise(model: ir.Model) -> bytes:
-    inside = weight_bytes(model, external=False)
-    if inside < 2**31:
-        try:
-            return bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-        except EncodeError:  # the graph itself, besides its weights, takes it over the limit
-            pass
-        except _SERDE as error:
-            raise ModelError(
-                f"Graph '{shown(model.graph.name)}' holds what cannot be written as ONNX: {_root(error)}.",
-                "Look at the attribute or tensor it names.",
-                code="MODEL_UNSUPPORTED",
-            ) from error
-    name = shown(model.graph.name)
-    raise ModelError(
-        f"Graph '{name}' does not fit into one protobuf: {inside} bytes of its weights are inside.",
-        "Save it with external data: save_model(model, path, manifest, external_threshold=0).",
-        code="MODEL_SIZE",
-    )
+    return serialise(model)
 
 
 def node_count(model: ir.Model) -> int:
@@ -240,9 +216,9 @@ def load_model(path: str | Path) -> ir.Model:
             "Reduce the nesting of If, Loop and Scan." if deep else "Copy or export it again.",
             code="MODEL_DEPTH" if deep else "MODEL_PARSE",
         ) from error
-    except _SERDE as error:
+    except SERDE as error:
         raise ModelError(
-            f"{name} holds what onnx-ir cannot represent: {_root(error)}.",
+            f"{name} holds what onnx-ir cannot represent: {root_of(error)}.",
             "Remove it from the model; map types and sparse tensors are not supported.",
             code="MODEL_UNSUPPORTED",
         ) from error
@@ -252,12 +228,6 @@ def load_model(path: str | Path) -> ir.Model:
         for function in model.functions.values():
             function.sort()
     return model
-
-
-def _root(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return shown(f"{type(error).__name__}: {error}")
 
 
 def save_model(
@@ -283,16 +253,23 @@ def save_model(
     files: dict[str | Path, Data] = {}
     records: dict[str, FileRecord] = {}
     if weight_bytes(model) < external_threshold:
-        data = to_bytes(model)
+        data = pieces(model)
     else:
         split = Split(model)
         record = record_of(split.content())
         location = f"{path.stem}.{record.sha256[:16]}.data"
         files[path.with_name(location)], records[location] = split.content(), record
-        data = split.to_bytes(location)
-    files[path], records[path.name] = data, record_of([data])
-    files[sidecar_path(path)] = encode(msgspec.structs.replace(manifest, files=records))
+        data = iter((split.to_bytes(location),))
+    files[path] = written = hashed(data)
+    files[sidecar_path(path)] = _sidecar(manifest, records, path.name, written)
     write_together(files, remove=[old for old in _data_files(path) if old not in files])
+
+
+def _sidecar(
+    manifest: Manifest, records: Mapping[str, FileRecord], name: str, written: hashed
+) -> Iterator[bytes]:
+    """The manifest, as soon as the model itself is written."""
+    yield encode(msgspec.structs.replace(manifest, files={**records, name: written.record}))
 
 
 @final
@@ -315,7 +292,7 @@ class Split:
         """
         embed(self._model, but=self._places)
         refer(self._places, location)
-        return _serialise(self._model)
+        return serialise(self._model)
 
 
 def _data_files(path: Path) -> list[Path]:

@@ -85,6 +85,17 @@ class Numbering:
         Raises:
             Unnumbered: a node reads what no earlier one makes.
         """
+        found = {name: key for name, key in self.computed(side).items() if name in self._cuts}
+        return found | {
+            name: tensor_key(tensor) for name, tensor in side.constants.items() if name in self._cuts
+        }
+
+    def computed(self, side: Side) -> dict[str, Key]:
+        """By name, what everything is that a side computes.
+
+        Raises:
+            Unnumbered: a node reads what no earlier one makes.
+        """
         keys: dict[ir.Value, Key] = {}
         for node in side.model.graph:
             if constant_tensor(node) is not None:
@@ -92,10 +103,7 @@ class Numbering:
             number = self._number(node, side, keys)
             for index, value in enumerate(node.outputs):
                 keys[value] = ("out", number, index)
-        found = {name: keys[value] for name, value in side.computed.items() if name in self._cuts}
-        return found | {
-            name: tensor_key(tensor) for name, tensor in side.constants.items() if name in self._cuts
-        }
+        return {name: keys[value] for name, value in side.computed.items()}
 
     def _number(self, node: ir.Node, side: Side, keys: dict[ir.Value, Key]) -> int:
         operands = tuple(self._operand(value, side, keys) for value in node.inputs)
@@ -118,7 +126,12 @@ def tensor_key(tensor: ir.TensorProtocol) -> Key:
     """Equal for tensors of equal content, where they are small; otherwise for one and the same object."""
     if tensor.dtype == ir.DataType.STRING or tensor.nbytes > _SMALL:
         return ("tensor", id(tensor))
-    return (str(tensor.dtype), tuple(tensor.shape), tensor.tobytes())
+    return _content(tensor)
+
+
+def _content(tensor: ir.TensorProtocol) -> Key:
+    values = tuple(tensor.numpy().flat) if tensor.dtype == ir.DataType.STRING else tensor.tobytes()
+    return (str(tensor.dtype), tuple(tensor.shape), values)
 
 
 def operator(node: ir.Node) -> Key:
@@ -138,9 +151,9 @@ def _attribute(attribute: ir.Attr) -> str:
     if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
         return repr(ir.to_proto(attribute).SerializeToString(deterministic=True))
     if attribute.type == ir.AttributeType.TENSOR:
-        return repr(tensor_key(attribute.as_tensor()))
+        return repr(_content(attribute.as_tensor()))
     if attribute.type == ir.AttributeType.TENSORS:
-        return repr([tensor_key(tensor) for tensor in attribute.as_tensors()])
+        return repr([_content(tensor) for tensor in attribute.as_tensors()])
     return f"{attribute.type} {attribute.value!r}"
 
 

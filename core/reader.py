@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import collections
 import errno
 import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, final
 
 from burnish.manifest import FileRecord
 
 _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _READ: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_LARGE: Final = 1 << 16  # bytes that are worth a thread
+_AHEAD: Final = 4  # pieces that may be written but not hashed yet
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)  # opening a pipe must not wait for its writer
 
 
@@ -105,6 +109,32 @@ def record_of(chunks: Iterable[bytes]) -> FileRecord:
         digest.update(chunk)
         size += len(chunk)
     return FileRecord(size, digest.hexdigest())
+
+
+@final
+class hashed:  # noqa: N801 - used as a function
+    """Bytes on their way to a file, in pieces, measured as they pass: large ones by a second thread."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks, self._digest, self._size = chunks, hashlib.sha256(), 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        with ThreadPoolExecutor(1) as thread:
+            pending: collections.deque[Future[None]] = collections.deque()
+            for chunk in self._chunks:
+                self._size += len(chunk)
+                if len(chunk) < _LARGE and not pending:
+                    self._digest.update(chunk)
+                else:
+                    pending.append(thread.submit(self._digest.update, chunk))
+                yield chunk
+                while len(pending) > _AHEAD or (pending and pending[0].done()):
+                    pending.popleft().result()
+
+    @property
+    def record(self) -> FileRecord:
+        """Size and sha256 of what has passed, once all has."""
+        return FileRecord(self._size, self._digest.hexdigest())
 
 
 def sidecar_path(model: Path) -> Path:

@@ -20,6 +20,8 @@ from burnish.numbering import Side, Unnumbered, operands
 from burnish.passes.runner import Verdict
 from burnish.regions import Region, Regions
 from burnish.runtime.reference import Reference
+from burnish.waypoints import Waypoints
+from burnish.weights import in_memory
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,8 +33,9 @@ _CHANGED: Final = "@changed"
 
 
 def compare_regions(
-    before: ir.Model, after: ir.Model, cases: Sequence[Case], tolerance: float
-) -> Verdict | None:
+    before: ir.Model, after: ir.Model, cases: Sequence[Case], tolerance: float,
+    waypoints: Waypoints | None = None,
+) -> Verdict | None:  # fmt: skip
     """How far apart the two are at the changed places; of places where the same was done, at the first.
 
     A value that keeps its name but is another one on purpose (in another layout, say) is no place to compare
@@ -43,6 +46,8 @@ def compare_regions(
         after: what a pass made of a copy of it.
         cases: sizes and feeds, on each of which `before` runs.
         tolerance: allowed `max_rel` of an output; a tenth of it at a place.
+        waypoints: what is known of `before` on these cases, from which it is then run on. What is found out
+            is added.
 
     Returns:
         None where they are further apart, or where this cannot say: the whole models have to be compared.
@@ -53,14 +58,16 @@ def compare_regions(
         try:
             regions = Regions(before, after, apart)
             kinds = regions.kinds()
-            places = _Places(regions, [kind[0] for kind in kinds])
+            places = _Places(regions, [kind[0] for kind in kinds], waypoints)
             if not kinds:
                 judge(after)  # what has changed is no value; the model must still load
-            found = [places.compare(feeds) for _, feeds in cases]
+            found = [places.compare(number, feeds) for number, (_, feeds) in enumerate(cases)]
         except (Unnumbered, ModelError):
             return None
         beyond = {each.name for case in found for each in case if not each.within(_SHARE * tolerance)}
         if not beyond:
+            if waypoints is not None:
+                places.remember(waypoints)
             where = f"at {len(regions.all)} changed values of {len(kinds)} kinds, once a kind"
             return _verdict(found, cases, where)
         further = {region.root for kind in kinds if kind[0].root in beyond for region in kind} - outputs
@@ -80,29 +87,45 @@ def _verdict(found: Sequence[Sequence[Difference]], cases: Sequence[Case], place
 class _Places:
     """Both computations of some places, ready to run."""
 
-    def __init__(self, regions: Regions, chosen: Sequence[Region]) -> None:
+    def __init__(self, regions: Regions, chosen: Sequence[Region], waypoints: Waypoints | None) -> None:
         self._regions, self._chosen = regions, chosen
+        self._roots = {region.root for region in chosen}
+        self._known = [] if waypoints is None else waypoints.of(regions.before)
+        self._found: list[Arrays] = []
         needed = {name for region in chosen for name in (region.root, *region.leaves)}
         self._constants = {
             name: tensor.numpy() for name, tensor in regions.before.constants.items() if name in needed
         }
-        self._captured = sorted(needed & regions.before.computed.keys())
+        given = self._given()
+        captured = {name for name in needed & regions.before.computed.keys() if name not in given}
+        self._captured = sorted(captured)
         self._before = self._open_before() if self._captured else None
         self._after: Reference | None = None
 
-    def compare(self, feeds: Arrays) -> list[Difference]:
+    def _given(self) -> Collection[str]:
+        """What need not be computed; the changed values themselves always are."""
+        return self._known[0].keys() - self._roots if self._known else ()
+
+    def compare(self, case: int, feeds: Arrays) -> list[Difference]:
         """Run both on the same values; how far apart each place is.
 
         Raises:
             ModelError: one of them does not load or run, or a value is no tensor.
         """
-        values = {**feeds, **self._constants}
-        if self._before is not None:
-            values |= self._before({name: feeds[name] for name in self._inputs})
+        values = {**feeds, **(self._known[case] if self._known else {}), **self._constants}
+        made = {} if self._before is None else self._before({name: values[name] for name in self._inputs})
+        self._found.append(made)
+        values |= made
         if not all(isinstance(value, np.ndarray) for value in values.values()):
             raise ModelError("A value is no tensor.", "Compare the whole models.", code="MODEL_RUN")
         changed = self._changed(values)
         return [difference(name, values[name], array) for name, array in changed.items()]
+
+    def remember(self, waypoints: Waypoints) -> None:
+        """Once the two are found equal: keep what was computed, for the model after the change too."""
+        before, after = self._regions.before, self._regions.after
+        waypoints.add(before, self._found)
+        waypoints.equal(before, after, self._regions.compared)
 
     def _changed(self, values: Arrays) -> dict[str, np.ndarray]:
         constants = self._regions.after.constants
@@ -117,20 +140,31 @@ class _Places:
         return made
 
     def _open_before(self) -> Reference:
-        side = self._regions.before
-        nodes = _behind(side, self._captured)
+        side, given = self._regions.before, self._given()
+        nodes = _behind(side, self._captured, given)
         read = {each.name or "" for node in nodes for each in operands(node)}
-        self._inputs = [name for name in side.inputs if name in read]
+        made = {value.name for node in nodes for value in node.outputs}
+        known = [name for name in given if name in read and name not in made]
+        self._inputs = [*(name for name in side.inputs if name in read), *known]
         part = _Part(side)
         for name in self._inputs:
-            part.proto.graph.input.append(ir.to_proto(side.inputs[name]))
+            part.proto.graph.input.append(
+                ir.to_proto(side.inputs[name])
+                if name in side.inputs
+                else self._input(name, self._known[0][name])
+            )
         return part.open(nodes, [ir.to_proto(side.computed[name]) for name in self._captured], ())
+
+    def _input(self, name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+        """A value as an input; how many sizes a Resize gets must be known there."""
+        known = array.ndim == 1 and array.dtype == np.int64 and self._regions.length(name) == len(array)
+        return _info(name, array, array.shape if known else None)
 
     def _open_after(self, regions: Sequence[Region], leaves: Arrays) -> Reference:
         side = self._regions.after
         wanted = {node for region in regions for node in region.nodes}
         part = _Part(side)
-        part.proto.graph.input.extend(_info(name, array) for name, array in leaves.items())
+        part.proto.graph.input.extend(self._input(name, array) for name, array in leaves.items())
         outputs = [ir.to_proto(side.computed[region.root]) for region in regions]
         for info in outputs:
             info.name += _CHANGED
@@ -177,24 +211,28 @@ def _initializer(name: str, tensor: ir.TensorProtocol, weights: dict[str, np.nda
     if array is not None:
         weights[name] = array
         return place_holder(name, array)
-    proto: onnx.TensorProto = ir.to_proto(tensor)
+    proto: onnx.TensorProto = ir.to_proto(in_memory(tensor))
     proto.name = name
     return proto
 
 
-def _behind(side: Side, names: Iterable[str]) -> list[ir.Node]:
-    """The nodes that the named values need, in order; not those that hold constants."""
+def _behind(side: Side, names: Iterable[str], given: Collection[str]) -> list[ir.Node]:
+    """The nodes that the named values need, in order; not those that hold constants or what is `given`."""
     needed: set[ir.Node] = set()
     todo = [side.computed[name] for name in names]
     while todo:
         node = todo.pop().producer()
         if node is not None and node not in needed:
             needed.add(node)
-            todo += [value for value in operands(node) if value.name in side.computed]
+            todo += [
+                value for value in operands(node) if value.name in side.computed and value.name not in given
+            ]
     return [node for node in side.model.graph if node in needed]
 
 
-def _info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
+def _info(name: str, array: np.ndarray, shape: Sequence[int] | None = None) -> onnx.ValueInfoProto:
     dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-    info: onnx.ValueInfoProto = onnx.helper.make_tensor_value_info(name, dtype, [None] * array.ndim)
+    info: onnx.ValueInfoProto = onnx.helper.make_tensor_value_info(
+        name, dtype, [None] * array.ndim if shape is None else shape
+    )
     return info

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Hashable, Iterator
 from typing import Final, final
 
@@ -61,7 +62,13 @@ class Regions:
         _need_same_interface(before, after)
         self.cuts = shared_names(self.before, self.after) - apart
         self._numbering = Numbering(self.cuts)
+        self._reached: set[str] = set()
         self.all = tuple(self._find())
+
+    @property
+    def compared(self) -> frozenset[str]:
+        """The values of both that are equal if all places are."""
+        return self.cuts & self._reached
 
     def kinds(self) -> list[list[Region]]:
         """The places, those together at which the same computation became the same other one.
@@ -80,6 +87,12 @@ class Regions:
         """The shape of a value before the change, as it follows from the inputs; empty: not known."""
         fact = self._shapes[value]
         return "" if fact.shape is None else f"{fact.shape}"
+
+    def length(self, name: str) -> int | None:
+        """How many elements a value before the change has, as it follows from the inputs; None: not known."""
+        value = self.before.computed.get(name) or self.before.inputs.get(name)
+        static = None if value is None else self._shapes[value].static
+        return None if static is None else math.prod(static)
 
     def described(self, name: str) -> str:
         """Type and shape of a value before the change; empty: not known."""
@@ -100,7 +113,8 @@ class Regions:
         old, new = self._numbering.of(self.before), self._numbering.of(self.after)
         outputs = [value.name or "" for value in self.after.model.graph.outputs]
         todo = list(dict.fromkeys([*outputs, *self._unused()]))
-        seen = set(todo)
+        seen = self._reached
+        seen.update(todo)
         while todo:
             name = todo.pop()
             if name in self.after.inputs:

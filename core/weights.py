@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
+import numpy as np
 import onnx_ir as ir
 
 from burnish.errors import ExternalDataError, shown
@@ -41,14 +43,27 @@ def embed(model: ir.Model, but: Sequence[Place] = ()) -> None:
     kept = {id(place.tensor) for place in but}
 
     def inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-        if not isinstance(tensor, ir.ExternalTensor) or id(tensor) in kept:
-            return tensor
-        return ir.Tensor(
-            tensor.numpy(), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name,
-            doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
-        )  # fmt: skip
+        return tensor if id(tensor) in kept else in_memory(tensor)
 
     _replace(model, inside)
+
+
+def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    """The same tensor; one in a data file as one that holds its memory-mapped values."""
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor
+    return ir.Tensor(
+        _values(tensor), dtype=tensor.dtype, shape=tensor.shape, name=tensor.name,
+        doc_string=tensor.doc_string, metadata_props=dict(tensor.metadata_props),
+    )  # fmt: skip
+
+
+def _values(tensor: ir.ExternalTensor) -> np.ndarray:
+    try:
+        return tensor.numpy()
+    except OSError as error:
+        why = f"can no longer be read ({error.strerror})"
+        raise _gone(tensor, str(tensor.location), why, "EXT_MISSING") from error
 
 
 def has_external(model: ir.Model) -> bool:
@@ -94,13 +109,19 @@ def content(places: Sequence[Place]) -> Iterator[bytes]:
     for place in places:
         if place.offset > end:
             yield b"\0" * (place.offset - end)
-        yield from _bytes_of(place.tensor)
+        yield from bytes_of(place.tensor)
         end = place.offset + place.tensor.nbytes
 
 
-def _bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+def bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
     """The bytes of a tensor; one that is on disk is copied in pieces, so that it never fills the memory."""
-    if not isinstance(tensor, ir.ExternalTensor) or tensor.raw is not None or not tensor.base_dir:
+    if not isinstance(tensor, ir.ExternalTensor):
+        yield tensor.tobytes()
+        return
+    if tensor.raw is not None:
+        yield from _mapped(tensor, tensor.raw)
+        return
+    if not tensor.base_dir:
         yield tensor.tobytes()
         return
     location, left = str(tensor.location), tensor.nbytes
@@ -115,6 +136,22 @@ def _bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
         raise _gone(tensor, location, why, "EXT_MISSING") from error
     if left:
         raise _gone(tensor, location, f"is now {left} bytes too short", "EXT_BOUNDS")
+
+
+def _mapped(tensor: ir.ExternalTensor, file: mmap.mmap) -> Iterator[bytes]:
+    """From the mapping that was made when the tensor was touched; its pages are let go as they are copied."""
+    start = tensor.offset or 0
+    end = start + tensor.nbytes
+    for at in range(start, end, _PIECE):
+        yield file[at : min(at + _PIECE, end)]
+        forget(file, at, min(at + _PIECE, end))
+
+
+def forget(file: mmap.mmap, start: int, end: int) -> None:
+    """Let go of the pages of a mapped file, where the system can; they are read again when touched."""
+    if hasattr(file, "madvise"):
+        first = start // mmap.PAGESIZE * mmap.PAGESIZE
+        file.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
 def _gone(tensor: ir.ExternalTensor, location: str, why: str, code: str) -> ExternalDataError:

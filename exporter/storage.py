@@ -19,10 +19,10 @@ from typing import Any, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.artifact import hashed
 from burnish.exporter.needs import torch
 from burnish.files import write_scratch
 from burnish.manifest import FileRecord
+from burnish.reader import hashed
 from burnish.weights import SMALLEST_EXTERNAL
 
 _PAGE: Final = 4096

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from burnish.errors import InputError
+from burnish.fallback_sizes import fallback_sizes
 from burnish.feeds import assignments, dynamic_dims, make_feeds, shape_at, sizes_of
 from burnish.manifest import DimRange, TensorSpec
 
@@ -34,6 +35,15 @@ def test_a_static_model_has_one_assignment() -> None:
 def test_two_free_dims_are_not_always_equal() -> None:
     found = assignments([TensorSpec("x", "float32", ("h", "w"))])
     assert any(a["h"] != a["w"] for a in found)
+
+
+def test_large_inputs_are_made_at_small_sizes() -> None:
+    audio, ids = TensorSpec("x", "float32", ("s6", 80, 3000)), TensorSpec("i", "int64", ("s6", "s7"))
+    assert assignments([audio, ids]) == [
+        {"s6": 3, "s7": 1}, {"s6": 1, "s7": 5}, {"s6": 5, "s7": 2}, {"s6": 2, "s7": 3},
+    ]  # fmt: skip
+    assert [each["s6"] for each in fallback_sizes([audio, ids])] == [1, 2, 7, 16, 32, 64, 96, 160]
+    assert assignments([ids])[0] == {"s6": 7, "s7": 1}
 
 
 def test_unnamed_dims_get_names() -> None:

@@ -1,5 +1,7 @@
 """Comparing two models where they differ only: right about what is right, never right about what is wrong."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -7,7 +9,7 @@ import pytest
 from burnish.checking import DifferentialChecker
 from burnish.feeds import assignments, make_feeds
 from burnish.kv_cache import Case
-from burnish.model import copy_model, signature
+from burnish.model import copy_model, load_model, signature
 from burnish.numbering import Unnumbered
 from burnish.passes.base import Context, Numerics
 from burnish.passes.editing import Editor
@@ -218,3 +220,30 @@ def test_the_checker_says_how_it_compared_and_falls_back() -> None:
     assert verdict.places == ""
     assert verdict.difference.name == "y"
     assert not verdict.difference.within(TOLERANCE)
+
+
+def test_small_tensors_in_a_data_file_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    ir.save(layers(), path, external_data="m.data", size_threshold_bytes=0)
+    before = load_model(path)
+    assert isinstance(before.graph.initializers["half"].const_value, ir.ExternalTensor)
+    assert compare_regions(before, fused(before), cases(before), TOLERANCE) is not None
+
+
+def test_the_number_of_sizes_is_known_to_resize() -> None:
+    before = parse("""
+        g (float[N, 3, H, W] x, float[N, 3, H, W] z) => (float[A, B, C, D] y) {
+            s = Shape (x)
+            t = Identity (s)
+            r = Resize <mode = "nearest"> (z, , , t)
+            n = Neg (r)
+            y = Abs (n)
+        }
+    """)
+    after = copy_model(before)
+    resize = node_of(after, "r")
+    absolute = ir.node("Identity", [resize.inputs[0]])
+    absolute.outputs[0].name = "same"
+    after.graph.insert_before(resize, absolute)
+    resize.replace_input_with(0, absolute.outputs[0])
+    assert compare_regions(before, after, cases(before), TOLERANCE) is not None
