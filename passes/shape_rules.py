@@ -384,7 +384,8 @@ RULES: Final[dict[str, Rule]] = {
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "MatMul": _matmul,
     "Range": _range, "Reshape": _reshape, "Resize": resize, "Shape": _shape, "Size": _size, "Slice": _slice,
-    "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+    "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze, "Where": _where,
     "If": branches, "Loop": stacked, "Scan": stacked,
 }  # fmt: skip
 
