@@ -14,7 +14,7 @@ import enum
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,8 @@ from burnish.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from burnish.passes.shapes import Shapes
+
+_GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by value name."""
@@ -120,8 +122,8 @@ class Context:
     """Called ahead of the first rewrite, when the model is still as it was."""
     limit: int | None = None
     """At most this many rewrites; None: no limit. Bisection sets it."""
-    facts: list[tuple[ir.Model, Shapes]] = dataclasses.field(default_factory=list)
-    """What `shapes` found last, while it is true."""
+    facts: Facts = dataclasses.field(default_factory=lambda: Facts())
+    """What `shapes` found last."""
     rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
     misses: list[Miss] = dataclasses.field(default_factory=list)
     measured: list[str] = dataclasses.field(default_factory=list)
@@ -136,7 +138,7 @@ class Context:
             return False
         if self.before_first is not None and not self.rewrites:
             self.before_first()
-        self.facts.clear()
+        self.facts.is_old = True
         self.rewrites.append(Rewrite(*_place(where)))
         return True
 
@@ -148,23 +150,46 @@ class Context:
         return self.permit(node)
 
     def shapes(self, model: ir.Model) -> Shapes:
-        """What is known of every value; kept from pass to pass while nothing is rewritten.
+        """What is known of every value; from pass to pass only what was changed is looked at again.
 
-        Once this pass has leave to change something, what is found may be of the model before the change,
-        and is kept no longer.
+        Once this pass has leave to change something, more may change after every call.
         """
-        from burnish.passes.shapes import Shapes  # here: that module imports this one
-
-        if self.rewrites:
-            return Shapes(model)
-        if not self.facts or self.facts[0][0] is not model:
-            self.facts[:] = [(model, Shapes(model))]
-        return self.facts[0][1]
+        return self.facts.of(model, is_changing=bool(self.rewrites))
 
     def miss(self, where: ir.Node | ir.Value, why: str) -> None:
         """Record why a pattern did not fire at `where`."""
         node, value = _place(where)
         self.misses.append(Miss(node, why, value, where.op_type if isinstance(where, ir.Node) else ""))
+
+
+@final
+@dataclasses.dataclass
+class Facts:
+    """What was found last of the values of a model, and whether the model was changed since then."""
+
+    model: ir.Model | None = None
+    shapes: Shapes | None = None
+    is_old: bool = False
+
+    def of(self, model: ir.Model, *, is_changing: bool) -> Shapes:
+        """The facts of the model as it is now.
+
+        Args:
+            model: facts of another one are forgotten.
+            is_changing: it may be changed after this without a word.
+        """
+        from burnish.passes.shapes import Shapes  # here: that module imports this one
+
+        before = self.shapes if self.model is model else None
+        if before is None or self.is_old or is_changing:
+            self.model, self.shapes = model, Shapes(model, before)
+            self.is_old = is_changing
+            return self.shapes
+        return before
+
+    def forget(self) -> None:
+        """Let go of the model."""
+        self.model = self.shapes = None
 
 
 def _place(where: ir.Node | ir.Value | str) -> tuple[str, str]:
@@ -265,13 +290,23 @@ class Names:
         return self._uses[name] == 1
 
 
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+def bodies(node: ir.Node) -> Sequence[ir.Graph]:
     """The graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    attributes = node.attributes.data  # asked of every node by every pass: the mapping around it is slow
+    if not attributes:
+        return ()
+    found: list[ir.Graph] = []
+    for attribute in attributes.values():
+        if attribute.type in _GRAPHS and not attribute.is_ref():
+            one = attribute.type == ir.AttributeType.GRAPH
+            found.extend([attribute.as_graph()] if one else attribute.as_graphs())
+    return found
+
+
+def is_templated(node: ir.Node) -> bool:
+    """True for a node of a function that takes an attribute from the call."""
+    attributes = node.attributes.data
+    return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
 
 
 def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndarray | None:
@@ -291,9 +326,17 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
     if value.is_graph_input():
         return None
     node = value.producer()
-    if node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes):
+    if node is None:
+        return value.const_value
+    attributes = node.attributes.data
+    if node.op_type != "Constant" or "sparse_value" in attributes:
         return None
-    return ir.convenience.get_const_tensor(value)
+    given = attributes.get("value")
+    if given is None or given.is_ref() or value.const_value is not None or len(attributes) > 1 or node.domain:
+        return ir.convenience.get_const_tensor(value)
+    tensor: ir.TensorProtocol = given.value  # what that function returns, without its slow type check
+    tensor.name = value.name
+    return tensor
 
 
 def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:

@@ -136,6 +136,7 @@ def run_recipe(
             nodes = receipt.nodes_after
             receipts.append(receipt)
             misses.append(missed)
+    context.facts.forget()
     if progress is not None:
         progress("done", len(recipe.passes), len(recipe.passes))
     return Outcome(current, tuple(receipts), tuple(misses))

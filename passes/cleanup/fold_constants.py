@@ -118,7 +118,7 @@ class _Folder:
         return [cast]
 
     def _is_foldable(self, node: ir.Node) -> bool:
-        if node.domain or node.op_type not in self._allowed(node) or any(bodies(node)):
+        if node.domain or node.op_type not in self._allowed(node) or bodies(node):
             return False
         if is_op(node, "Dropout") and len(node.inputs) > 2:
             return False
