@@ -58,14 +58,16 @@ class Numerics(enum.Enum):
 
     def on(self, model: ir.Model) -> Numerics:
         """What a pass that declares this can keep on that model."""
-        if self is Numerics.ROUNDING and any(_rounds(node) for graph in all_graphs(model) for node in graph):
-            return Numerics.COARSE
-        return self
+        return self.among(op_types(model)) if self is Numerics.ROUNDING else self
+
+    def among(self, operators: Iterable[str]) -> Numerics:
+        """`on` a model of those operators."""
+        return Numerics.COARSE if self is Numerics.ROUNDING and any(map(_rounds, operators)) else self
 
 
-def _rounds(node: ir.Node) -> bool:
+def _rounds(operator: str) -> bool:
     """True for an op that makes integers of floats by a scale: QuantizeLinear, DynamicQuantizeMatMul ..."""
-    return node.op_type.startswith(("Quantize", "DynamicQuantize", "QLinear"))
+    return operator.startswith(("Quantize", "DynamicQuantize", "QLinear"))
 
 
 @final
@@ -138,7 +140,7 @@ class Context:
             return False
         if self.before_first is not None and not self.rewrites:
             self.before_first()
-        self.facts.is_old = True
+        self.facts.outdate()
         self.rewrites.append(Rewrite(*_place(where)))
         return True
 
@@ -165,10 +167,11 @@ class Context:
 @final
 @dataclasses.dataclass
 class Facts:
-    """What was found last of the values of a model, and whether the model was changed since then."""
+    """What was found last of a model, and whether it was changed since then."""
 
     model: ir.Model | None = None
     shapes: Shapes | None = None
+    operators: frozenset[str] | None = None
     is_old: bool = False
 
     def of(self, model: ir.Model, *, is_changing: bool) -> Shapes:
@@ -180,12 +183,25 @@ class Facts:
         """
         from burnish.passes.shapes import Shapes  # here: that module imports this one
 
-        before = self.shapes if self.model is model else None
-        if before is None or self.is_old or is_changing:
-            self.model, self.shapes = model, Shapes(model, before)
-            self.is_old = is_changing
-            return self.shapes
-        return before
+        self._turn_to(model)
+        if self.shapes is None or self.is_old or is_changing:
+            self.shapes, self.is_old = Shapes(model, self.shapes), is_changing
+        return self.shapes
+
+    def operators_of(self, model: ir.Model) -> frozenset[str]:
+        """The op types of the model's nodes, where nothing has been changed since it was last said so."""
+        self._turn_to(model)
+        if self.operators is None:
+            self.operators = op_types(model)
+        return self.operators
+
+    def _turn_to(self, model: ir.Model) -> None:
+        if self.model is not model:
+            self.model, self.shapes, self.operators = model, None, None
+
+    def outdate(self) -> None:
+        """Say that the model is going to be changed."""
+        self.is_old, self.operators = True, None
 
     def forget(self) -> None:
         """Let go of the model."""
@@ -210,6 +226,8 @@ class Pass(abc.ABC):
 
     name: ClassVar[str]
     numerics: ClassVar[Numerics]
+    looks_for: ClassVar[frozenset[str]] = frozenset()
+    """Op types of which there must be one for the pass to change or say anything; none: it always may."""
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, context: Context) -> int:
@@ -239,6 +257,11 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
         graph = todo.pop(0)
         yield graph
         todo.extend(body for node in graph for body in bodies(node))
+
+
+def op_types(model: ir.Model) -> frozenset[str]:
+    """The op types of all nodes, of whatever domain."""
+    return frozenset([node.op_type for graph in all_graphs(model) for node in graph])
 
 
 def nested(graph: ir.Graph) -> Iterator[ir.Graph]:

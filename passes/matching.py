@@ -23,6 +23,8 @@ from burnish.provenance import origins, write_origins
 CONTRIB: Final = "com.microsoft"
 MADE_BY: Final = "burnish.pass"
 """Key in a node's metadata: the name of the pass that made the node."""
+MADE_OF: Final = "burnish.made_of"
+"""Key in the `meta` of a tensor that is put together when it is read: equal only for equal elements."""
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -14,7 +14,7 @@ from burnish.passes.fusion.attention_operands import ROWS, Linear, split_bias
 from burnish.passes.fusion.attention_plan import CONTRIB, Plan, Source, float_type
 from burnish.passes.fusion.attention_tail import Tail, find_tail
 from burnish.passes.fusion.axes import ONE, View
-from burnish.passes.matching import Scope
+from burnish.passes.matching import MADE_OF, Scope
 from burnish.passes.shapes import Fact, Shape, Shapes, tensor_of
 
 Shared = dict[tuple[object, ...], ir.Value]
@@ -78,7 +78,10 @@ class Emitter:
             return first
         shape = ((self._shapes[linears[0].x].shape or (ONE,))[-1].size or 0, len(whole))
         makers = [linear.weights() for linear in linears]
-        return self._lazy("qkv_weight", shape, lambda: np.concatenate([make() for make in makers], axis=1))
+        made_of = tuple(linear.identity() for linear in linears)
+        return self._lazy(
+            "qkv_weight", shape, lambda: np.concatenate([make() for make in makers], axis=1), made_of
+        )
 
     def _contrib(self) -> ir.Value:
         key, biases, attributes = self._mask_inputs()
@@ -157,7 +160,8 @@ class Emitter:
     def _project(self, linear: Linear) -> ir.Value:
         x, width = self._input(linear), len(linear.columns)
         shape = self._shapes[x].shape or ()
-        weight = self._lazy("attention_weight", (shape[-1].size or 0, width), linear.weights())
+        sizes, made_of = (shape[-1].size or 0, width), (linear.identity(),)
+        weight = self._lazy("attention_weight", sizes, linear.weights(), made_of)
         return self._op("MatMul", [x, weight], (*shape[:-1], Dim.of(width)))
 
     def _input(self, linear: Linear) -> ir.Value:
@@ -304,7 +308,8 @@ class Emitter:
         weight, tensor = gemm.inputs[1], tensor_of(gemm.inputs[1])
         if gemm.attributes.get_int("transB", 0) and tensor is not None:
             sizes = [int(each) for each in tensor.shape.numpy()]
-            weight = self._lazy("projection", (sizes[1], sizes[0]), lambda: tensor.numpy().T)
+            made_of = ("transposed", id(tensor))
+            weight = self._lazy("projection", (sizes[1], sizes[0]), lambda: tensor.numpy().T, made_of)
         batch, length = self._result["B"], self._result["S"]
         rows = self._op("MatMul", [rows, weight], (batch, length, width))
         if len(gemm.inputs) > 2 and gemm.inputs[2] is not None:
@@ -352,12 +357,18 @@ class Emitter:
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
         return self._scope.constant(self._last, f"{self._name}_{name}", array)
 
-    def _lazy(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> ir.Value:
-        """A weight that is put together when it is read, so that it takes no memory until then."""
+    def _lazy(
+        self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray], made_of: Hashable
+    ) -> ir.Value:
+        """A weight that is put together when it is read, so that it takes no memory until then.
+
+        `made_of` tells what it is put together from: equal only for equal results, while `make` is there.
+        """
         if self._scope.in_function:
             return self._constant(name, make())
         name = self._scope.fresh(f"{self._name}_{name}")
         tensor = ir.LazyTensor(lambda: ir.tensor(make()), self._dtype, ir.Shape(shape), name=name)
+        tensor.meta[MADE_OF] = made_of
         value = ir.Value(
             name=name, const_value=tensor, type=ir.TensorType(self._dtype), shape=ir.Shape(shape)
         )

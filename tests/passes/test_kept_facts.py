@@ -1,6 +1,7 @@
-"""Facts that outlive a pass are those that a new walk of the graph finds."""
+"""What outlives a pass: facts, which are those that a new walk of the graph finds; what it looks for."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 
 import onnx
@@ -8,9 +9,10 @@ import onnx_ir as ir
 import pytest
 
 from burnish.benchmarks.random_graphs.generate import generate
-from burnish.passes.base import Context, all_graphs
+from burnish.passes.base import Context, all_graphs, op_types
 from burnish.passes.dims import Dim
 from burnish.passes.recipes import optimize_recipe
+from burnish.passes.registry import PASSES, load_pass
 from burnish.passes.shapes import Fact, Shapes
 from burnish.testing import parse
 
@@ -101,3 +103,19 @@ def test_what_is_as_it_was_is_not_looked_at_again() -> None:
     after = Shapes(model, before)
     made = [value for node in model.graph for value in node.outputs]
     assert all(after[value] is before[value] for value in made)
+
+
+def test_a_pass_does_and_says_nothing_where_nothing_is_that_it_looks_for() -> None:
+    passes = [cls() for cls in map(load_pass, PASSES) if cls.looks_for]
+    assert len(passes) > 15
+    seen: Counter[str] = Counter()
+    for seed in range(40):
+        model = ir.from_proto(onnx.ModelProto.FromString(generate(seed).model))
+        present = op_types(model)
+        for pass_ in passes:
+            if pass_.looks_for.isdisjoint(present):
+                context = Context()
+                assert pass_.rewrite(model, context) == 0, (seed, pass_)
+                assert not context.misses, (seed, pass_)
+                seen[pass_.name] += 1
+    assert all(seen[pass_.name] for pass_ in passes), seen
