@@ -105,17 +105,19 @@ def run_recipe(
     *,
     on_mismatch: OnMismatch = "refuse",
     progress: Progress | None = None,
+    keep: bool = True,
 ) -> Outcome:
     """Apply every pass of a recipe to a copy of `model`, each checked against the model before it.
 
     Args:
         recipe: the passes, in order.
-        model: left untouched.
+        model: left untouched, if `keep`.
         context: what passes may ask for; each pass gets a fresh log.
         check: compares two models (see `Checker`). None: nothing is compared, and no copy kept to go back to,
             which is for measuring what the passes cost.
         on_mismatch: `refuse` raises; `rollback` goes on without the pass, and its receipt says so.
         progress: called before each pass.
+        keep: False spares the copy; the model is then of no more use to the caller.
 
     Raises:
         WrongRewriteError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
@@ -126,7 +128,7 @@ def run_recipe(
         raise RecipeError(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
-    current, receipts, misses = copy_model(model), [], []
+    current, receipts, misses = copy_model(model) if keep else model, [], []
     nodes = node_count(current)
     idle: dict[Pass, tuple[Receipt, tuple[Miss, ...]]] = {}
     with _few_collections():

@@ -146,8 +146,11 @@ class Shapes:
         self._before = before
         self._least: dict[str, tuple[Dim, Dim]] = {} if before is None else before._least
         self._fresh: itertools.count[int] = itertools.count() if before is None else before._fresh
+        self._inputs: dict[ir.Value, tuple[object, ...]] = {}
         for value in model.graph.inputs:
-            known = None if before is None else before._facts.get(value)
+            self._inputs[value] = annotated_dtype(value), None if value.shape is None else tuple(value.shape)
+            same = before is not None and before._inputs.get(value) == self._inputs[value]
+            known = before._facts.get(value) if before is not None and same else None
             self._facts[value] = known or self._declared(value)
         self._walk(model.graph, _opset(model.graph))
         for function in model.functions.values():
@@ -166,6 +169,7 @@ class Shapes:
     def __setitem__(self, value: ir.Value, fact: Fact) -> None:
         self._facts[value] = fact
         self._tensors.pop(value, None)
+        self._inputs.pop(value, None)
         maker = value.producer()
         if maker is not None:
             self._found.pop(maker, None)

@@ -79,6 +79,13 @@ def test_what_was_changed_without_a_word_is_seen() -> None:
     assert Shapes(model, before)[relu.outputs[0]].dtype == ir.DataType.INT64
 
 
+def test_another_shape_of_an_input_is_seen() -> None:
+    model = parse("g (float[N, 3] x) => (float[N, 3] y) { y = Relu (x) }")
+    before, result = Shapes(model), model.graph.outputs[0]
+    model.graph.inputs[0].shape = ir.Shape(["M", 3])
+    assert Shapes(model, before)[result].shape == (Dim.named("M"), Dim.of(3))
+
+
 def test_another_tensor_in_an_initializer_is_seen() -> None:
     model = parse("g (float[N, 6] x) => (float[A, B] y) <int64[2] to = {3, -1}> { y = Reshape (x, to) }")
     before, result = Shapes(model), model.graph.outputs[0]

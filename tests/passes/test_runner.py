@@ -91,6 +91,13 @@ def test_the_given_model_is_left_alone() -> None:
     assert text_of(model) == before
 
 
+def test_a_model_that_nobody_needs_any_more_is_not_copied() -> None:
+    model = parse("g (float[N] x) => (float[N] y) { a = Identity (x)  y = Relu (a) }")
+    outcome = run_recipe(Recipe((RemoveIdentity(),)), model, Context(), None, keep=False)
+    assert outcome.model is model
+    assert [node.op_type for node in model.graph] == ["Relu"]
+
+
 def test_nothing_to_do_is_unchanged_and_not_compared() -> None:
     receipt = run(RemoveIdentity(), RemoveIdentity()).receipts[1]
     assert (receipt.status, receipt.rewrites, receipt.max_abs_error) == ("unchanged", 0, None)
