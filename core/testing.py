@@ -13,7 +13,7 @@ from burnish.difference import worst
 from burnish.feeds import assignments, make_feeds
 from burnish.manifest import DimRange
 from burnish.model import copy_model, signature, to_bytes
-from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.base import Context, Numerics, Pass, op_types
 from burnish.target import is_own
 
 
@@ -72,6 +72,8 @@ def check_pass(
     if after is not None:
         assert _shown(model, after) == _expected(after), f"Not the expected graph.{story}"
     assert _interface(model) == interface, f"Inputs or outputs changed.{story}"
+    looked_for = not pass_.looks_for.isdisjoint(op_types(original)) or not pass_.looks_for
+    assert looked_for or not (made or context.misses), f"It acts on other nodes than it looks for.{story}"
     _assert_idempotent(pass_, model, context, story)
     _assert_limit(pass_, original, context, made)
     _assert_valid(model)

@@ -15,6 +15,8 @@ from burnish.reader import open_inside
 
 SMALLEST_EXTERNAL: Final = 1024
 """Bytes; smaller tensors stay in the model, as shape inference needs those that are shapes."""
+_GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+_TENSORS: Final = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
 _PIECE: Final = 1 << 22  # bytes copied at once
 _PAGE: Final = 4096  # what onnx.proto recommends for offsets, so that a reader can memory-map
 
@@ -177,11 +179,12 @@ def _graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
     while todo:
         graph = todo.pop(0)
         yield graph
-        for attribute in (a for node in graph for a in node.attributes.values() if not a.is_ref()):
-            if attribute.type == ir.AttributeType.GRAPH:
-                todo.append(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                todo.extend(attribute.as_graphs())
+        for node in graph:
+            for attribute in node.attributes.data.values():  # the mapping around it is slow
+                if attribute.type not in _GRAPHS or attribute.is_ref():
+                    continue
+                one = attribute.type == ir.AttributeType.GRAPH
+                todo.extend([attribute.as_graph()] if one else attribute.as_graphs())
 
 
 def _initializers(model: ir.Model) -> Iterator[ir.Value]:
@@ -192,18 +195,27 @@ def _initializers(model: ir.Model) -> Iterator[ir.Value]:
 
 def _replace(model: ir.Model, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]) -> None:
     """Put `change(tensor)` in the place of every tensor: of initializers and of attributes."""
-    for value in _initializers(model):
-        if value.const_value is not None:
-            value.const_value = change(value.const_value)
-    for node in (node for graph in _graphs(model) for node in graph):
-        for name, attribute in list(node.attributes.items()):
-            if attribute.is_ref():
-                continue
-            if attribute.type == ir.AttributeType.TENSOR:
-                before = attribute.as_tensor()
-                after = change(before)
+    for graph in _graphs(model):
+        if isinstance(graph, ir.Graph):
+            for value in graph.initializers.values():
+                before = value.const_value
+                after = None if before is None else change(before)
                 if after is not before:
-                    node.attributes[name] = ir.AttrTensor(name, after, doc_string=attribute.doc_string)
-            elif attribute.type == ir.AttributeType.TENSORS:
-                tensors = [change(tensor) for tensor in attribute.as_tensors()]
-                node.attributes[name] = ir.AttrTensors(name, tensors, doc_string=attribute.doc_string)
+                    value.const_value = after
+        for node in graph:
+            for name, attribute in list(node.attributes.data.items()):
+                if attribute.type in _TENSORS and not attribute.is_ref():
+                    _replace_in(node, name, attribute, change)
+
+
+def _replace_in(
+    node: ir.Node, name: str, attribute: ir.Attr, change: Callable[[ir.TensorProtocol], ir.TensorProtocol]
+) -> None:
+    if attribute.type == ir.AttributeType.TENSOR:
+        before: ir.TensorProtocol = attribute.value  # `as_tensor` checks its type by a slow protocol
+        after = change(before)
+        if after is not before:
+            node.attributes[name] = ir.AttrTensor(name, after, doc_string=attribute.doc_string)
+        return
+    tensors = [change(tensor) for tensor in attribute.as_tensors()]
+    node.attributes[name] = ir.AttrTensors(name, tensors, doc_string=attribute.doc_string)

@@ -178,14 +178,15 @@ class Walk:
                 "It is broken or made to exhaust its reader; a model of that size is not supported.",
                 code="MODEL_SIZE",
             )
-        start = at
-        tag, at = self._varint(at, end)
+        start, tag = at, self._buffer[at] if at < end else 128
+        tag, at = (tag, at + 1) if tag < 128 else self._varint(at, end)  # nearly all are one byte
         number, wire = tag >> 3, tag & 7
         if wire == _VARINT:
             value, after = self._varint(at, end)
             return number, wire, value, after
         if wire == _BYTES:
-            length, at = self._varint(at, end)
+            length = self._buffer[at] if at < end else 128
+            length, at = (length, at + 1) if length < 128 else self._varint(at, end)
         elif wire in (_FIXED64, _FIXED32):
             length = 8 if wire == _FIXED64 else 4
         else:

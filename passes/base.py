@@ -14,7 +14,7 @@ import enum
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +24,8 @@ from burnish.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from burnish.passes.shapes import Shapes
+
+_GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by value name."""
@@ -57,14 +59,16 @@ class Numerics(enum.Enum):
 
     def on(self, model: ir.Model) -> Numerics:
         """What a pass that declares this can keep on that model."""
-        if self is Numerics.ROUNDING and any(_rounds(node) for graph in all_graphs(model) for node in graph):
-            return Numerics.COARSE
-        return self
+        return self.among(op_types(model)) if self is Numerics.ROUNDING else self
+
+    def among(self, operators: Iterable[str]) -> Numerics:
+        """`on` a model of those operators."""
+        return Numerics.COARSE if self is Numerics.ROUNDING and any(map(_rounds, operators)) else self
 
 
-def _rounds(node: ir.Node) -> bool:
+def _rounds(operator: str) -> bool:
     """True for an op that makes integers of floats by a scale: QuantizeLinear, DynamicQuantizeMatMul ..."""
-    return node.op_type.startswith(("Quantize", "DynamicQuantize", "QLinear"))
+    return operator.startswith(("Quantize", "DynamicQuantize", "QLinear"))
 
 
 @final
@@ -123,8 +127,8 @@ class Context:
     """Called ahead of the first rewrite, when the model is still as it was."""
     limit: int | None = None
     """At most this many rewrites; None: no limit. Bisection sets it."""
-    facts: list[tuple[ir.Model, Shapes]] = dataclasses.field(default_factory=list)
-    """What `shapes` found last, while it is true."""
+    facts: Facts = dataclasses.field(default_factory=lambda: Facts())
+    """What `shapes` found last."""
     rewrites: list[Rewrite] = dataclasses.field(default_factory=list)
     misses: list[Miss] = dataclasses.field(default_factory=list)
     measured: list[str] = dataclasses.field(default_factory=list)
@@ -139,7 +143,7 @@ class Context:
             return False
         if self.before_first is not None and not self.rewrites:
             self.before_first()
-        self.facts.clear()
+        self.facts.outdate()
         self.rewrites.append(Rewrite(*_place(where)))
         return True
 
@@ -151,23 +155,60 @@ class Context:
         return self.permit(node)
 
     def shapes(self, model: ir.Model) -> Shapes:
-        """What is known of every value; kept from pass to pass while nothing is rewritten.
+        """What is known of every value; from pass to pass only what was changed is looked at again.
 
-        Once this pass has leave to change something, what is found may be of the model before the change,
-        and is kept no longer.
+        Once this pass has leave to change something, more may change after every call.
         """
-        from burnish.passes.shapes import Shapes  # here: that module imports this one
-
-        if self.rewrites:
-            return Shapes(model)
-        if not self.facts or self.facts[0][0] is not model:
-            self.facts[:] = [(model, Shapes(model))]
-        return self.facts[0][1]
+        return self.facts.of(model, is_changing=bool(self.rewrites))
 
     def miss(self, where: ir.Node | ir.Value, why: str) -> None:
         """Record why a pattern did not fire at `where`."""
         node, value = _place(where)
         self.misses.append(Miss(node, why, value, where.op_type if isinstance(where, ir.Node) else ""))
+
+
+@final
+@dataclasses.dataclass
+class Facts:
+    """What was found last of a model, and whether it was changed since then."""
+
+    model: ir.Model | None = None
+    shapes: Shapes | None = None
+    operators: frozenset[str] | None = None
+    is_old: bool = False
+
+    def of(self, model: ir.Model, *, is_changing: bool) -> Shapes:
+        """The facts of the model as it is now.
+
+        Args:
+            model: facts of another one are forgotten.
+            is_changing: it may be changed after this without a word.
+        """
+        from burnish.passes.shapes import Shapes  # here: that module imports this one
+
+        self._turn_to(model)
+        if self.shapes is None or self.is_old or is_changing:
+            self.shapes, self.is_old = Shapes(model, self.shapes), is_changing
+        return self.shapes
+
+    def operators_of(self, model: ir.Model) -> frozenset[str]:
+        """The op types of the model's nodes, where nothing has been changed since it was last said so."""
+        self._turn_to(model)
+        if self.operators is None:
+            self.operators = op_types(model)
+        return self.operators
+
+    def _turn_to(self, model: ir.Model) -> None:
+        if self.model is not model:
+            self.model, self.shapes, self.operators = model, None, None
+
+    def outdate(self) -> None:
+        """Say that the model is going to be changed."""
+        self.is_old, self.operators = True, None
+
+    def forget(self) -> None:
+        """Let go of the model."""
+        self.model = self.shapes = None
 
 
 def _place(where: ir.Node | ir.Value | str) -> tuple[str, str]:
@@ -188,6 +229,8 @@ class Pass(abc.ABC):
 
     name: ClassVar[str]
     numerics: ClassVar[Numerics]
+    looks_for: ClassVar[frozenset[str]] = frozenset()
+    """Op types of which there must be one for the pass to change or say anything; none: it always may."""
 
     @abc.abstractmethod
     def rewrite(self, model: ir.Model, context: Context) -> int:
@@ -217,6 +260,11 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
         graph = todo.pop(0)
         yield graph
         todo.extend(body for node in graph for body in bodies(node))
+
+
+def op_types(model: ir.Model) -> frozenset[str]:
+    """The op types of all nodes, of whatever domain."""
+    return frozenset([node.op_type for graph in all_graphs(model) for node in graph])
 
 
 def nested(graph: ir.Graph) -> Iterator[ir.Graph]:
@@ -268,13 +316,23 @@ class Names:
         return self._uses[name] == 1
 
 
-def bodies(node: ir.Node) -> Iterator[ir.Graph]:
+def bodies(node: ir.Node) -> Sequence[ir.Graph]:
     """The graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
+    attributes = node.attributes.data  # asked of every node by every pass: the mapping around it is slow
+    if not attributes:
+        return ()
+    found: list[ir.Graph] = []
+    for attribute in attributes.values():
+        if attribute.type in _GRAPHS and not attribute.is_ref():
+            one = attribute.type == ir.AttributeType.GRAPH
+            found.extend([attribute.as_graph()] if one else attribute.as_graphs())
+    return found
+
+
+def is_templated(node: ir.Node) -> bool:
+    """True for a node of a function that takes an attribute from the call."""
+    attributes = node.attributes.data
+    return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
 
 
 def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndarray | None:
@@ -294,9 +352,17 @@ def tensor_of(value: ir.Value) -> ir.TensorProtocol | None:
     if value.is_graph_input():
         return None
     node = value.producer()
-    if node is not None and (node.op_type != "Constant" or "sparse_value" in node.attributes):
+    if node is None:
+        return value.const_value
+    attributes = node.attributes.data
+    if node.op_type != "Constant" or "sparse_value" in attributes:
         return None
-    return ir.convenience.get_const_tensor(value)
+    given = attributes.get("value")
+    if given is None or given.is_ref() or value.const_value is not None or len(attributes) > 1 or node.domain:
+        return ir.convenience.get_const_tensor(value)
+    tensor: ir.TensorProtocol = given.value  # what that function returns, without its slow type check
+    tensor.name = value.name
+    return tensor
 
 
 def is_op(node: ir.Node | None, op_type: str, domain: str = "") -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Names, all_graphs, bodies, nested, value_names
+from burnish.passes.base import is_templated as is_templated
 from burnish.passes.shapes import Call, Shapes
 
 _FIRST_IR_WITH_PLAIN_INITIALIZERS: Final = 4  # before it, every initializer must be a graph input too
@@ -219,11 +220,6 @@ def feeds_only(node: ir.Node, user: ir.Node) -> bool:
     """True when nothing but `user` reads the first output of a node."""
     value = node.outputs[0]
     return not value.is_graph_output() and all(each is user for each in value.consumers())
-
-
-def is_templated(node: ir.Node) -> bool:
-    """True for a node of a function that takes an attribute from the call."""
-    return any(attribute.is_ref() for attribute in node.attributes.values())
 
 
 def remove(node: ir.Node) -> None:

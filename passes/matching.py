@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, final
 
 import ml_dtypes
@@ -23,6 +23,8 @@ from burnish.provenance import origins, write_origins
 CONTRIB: Final = "com.microsoft"
 MADE_BY: Final = "burnish.pass"
 """Key in a node's metadata: the name of the pass that made the node."""
+MADE_OF: Final = "burnish.made_of"
+"""Key in the `meta` of a tensor that is put together when it is read: equal only for equal elements."""
 
 
 @final
@@ -71,12 +73,18 @@ class Scope:
         dtype: ir.DataType,
         shape: Sequence[int],
         make: Callable[[], np.ndarray],
+        made_of: Hashable = None,
     ) -> ir.Value:
-        """A new weight that is put together when it is read, so that it takes no memory until then."""
+        """A new weight that is put together when it is read, so that it takes no memory until then.
+
+        `made_of` tells what it is put together from: equal only for equal results, while `make` is there.
+        """
         if self.in_function:
             return self.constant(before, name, make())
         name = self.fresh(name)
         tensor = ir.LazyTensor(lambda: ir.tensor(make()), dtype, ir.Shape(shape), name=name)
+        if made_of is not None:
+            tensor.meta[MADE_OF] = made_of
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.root.register_initializer(value)
         return value

@@ -18,10 +18,9 @@ All of it takes one sweep over the nodes.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 import onnx_ir as ir
 
@@ -40,9 +39,7 @@ def remember(model: ir.Model) -> Memory:
     return Memory(nodes, outputs, weights)
 
 
-@final
-@dataclasses.dataclass(frozen=True)
-class _Known:
+class _Known(NamedTuple):
     """A node as it was."""
 
     inputs: tuple[ir.Value | None, ...]
@@ -55,10 +52,11 @@ class _Known:
     @classmethod
     def of(cls, node: ir.Node) -> _Known:
         """Take down one node."""
-        names = tuple(value.name for value in node.outputs)
-        op = (node.domain, node.op_type)
-        found = origins(node.metadata_props)
-        return cls(tuple(node.inputs), tuple(node.outputs), names, op, dict(node.attributes), found)
+        outputs, props = node.outputs, node.metadata_props
+        names = tuple([value.name for value in outputs])
+        found = origins(props) if props else ()
+        op, attributes = (node.domain, node.op_type), node.attributes.data
+        return cls(tuple(node.inputs), tuple(outputs), names, op, {**attributes}, found)
 
     def changed(self, node: ir.Node) -> bool:
         """True when the node computes something else now: another operator, attribute or constant."""

@@ -105,17 +105,19 @@ def run_recipe(
     *,
     on_mismatch: OnMismatch = "refuse",
     progress: Progress | None = None,
+    keep: bool = True,
 ) -> Outcome:
     """Apply every pass of a recipe to a copy of `model`, each checked against the model before it.
 
     Args:
         recipe: the passes, in order.
-        model: left untouched.
+        model: left untouched, if `keep`.
         context: what passes may ask for; each pass gets a fresh log.
         check: compares two models (see `Checker`). None: nothing is compared, and no copy kept to go back to,
             which is for measuring what the passes cost.
         on_mismatch: `refuse` raises; `rollback` goes on without the pass, and its receipt says so.
         progress: called before each pass.
+        keep: False spares the copy; the model is then of no more use to the caller.
 
     Raises:
         WrongRewriteError: a pass moved the outputs beyond its promise (`refuse`); the message names the pass,
@@ -126,19 +128,42 @@ def run_recipe(
         raise RecipeError(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
-    current, receipts, misses = copy_model(model), [], []
+    current, receipts, misses = copy_model(model) if keep else model, [], []
     nodes = node_count(current)
+    idle: dict[Pass, tuple[Receipt, tuple[Miss, ...]]] = {}
     with _few_collections():
         for number, pass_ in enumerate(recipe.passes):
             if progress is not None:
                 progress(str(pass_), number, len(recipe.passes))
-            current, receipt, missed = _step(pass_, current, nodes, context, check, on_mismatch)
+            if pass_ in idle:
+                receipt, missed = idle[pass_]
+                receipt = _stamp(receipt, time.perf_counter())
+            else:
+                current, receipt, missed = _step(pass_, current, nodes, context, check, on_mismatch)
             nodes = receipt.nodes_after
             receipts.append(receipt)
             misses.append(missed)
+            _remember_idle(idle, pass_, receipt, missed)
+    context.facts.forget()
     if progress is not None:
         progress("done", len(recipe.passes), len(recipe.passes))
     return Outcome(current, tuple(receipts), tuple(misses))
+
+
+def _remember_idle(
+    idle: dict[Pass, tuple[Receipt, tuple[Miss, ...]]],
+    pass_: Pass,
+    receipt: Receipt,
+    missed: tuple[Miss, ...],
+) -> None:
+    """Keep what a pass said that found nothing to do: it says so again while the model stays as it is.
+
+    One that measures may find something else each time, and so may one that is not ours.
+    """
+    if receipt.status != "unchanged":
+        idle.clear()
+    elif not receipt.measured and _keeps_to_the_rules(pass_):
+        idle[pass_] = receipt, missed
 
 
 @contextlib.contextmanager
@@ -160,7 +185,10 @@ def _step(
     check: Checker | None,
     on_mismatch: OnMismatch,
 ) -> tuple[ir.Model, Receipt, tuple[Miss, ...]]:
-    started, numerics = time.perf_counter(), pass_.numerics.on(current)
+    started, operators = time.perf_counter(), context.facts.operators_of(current)
+    numerics = pass_.numerics.among(operators)
+    if pass_.looks_for and pass_.looks_for.isdisjoint(operators):
+        return current, _idle(pass_, numerics, nodes, started), ()
     work = _Work(current, in_place=_keeps_to_the_rules(pass_), to_compare=check is not None)
     try:
         log = work.apply(pass_, context, None)
@@ -195,6 +223,13 @@ def _step(
         notes=(*receipt.notes, note),
     )  # fmt: skip
     return before, receipt, misses
+
+
+def _idle(pass_: Pass, numerics: Numerics, nodes: int, started: float) -> Receipt:
+    receipt = Receipt(
+        step=str(pass_), numerics=numerics.name.lower(), nodes_before=nodes, nodes_after=nodes,
+    )  # fmt: skip
+    return _stamp(receipt, started, status="unchanged")
 
 
 def _rolled_back(pass_: Pass, nodes: int, error: PassError, started: float) -> Receipt:

@@ -7,6 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from burnish.passes.base import tensor_of
 from burnish.passes.dims import Dim, product
 from burnish.passes.shapes import MAX_CONTENT, Call, Shape
 
@@ -58,7 +59,7 @@ def _cast(call: Call) -> Shape | None:
 
 
 def _constant(call: Call) -> Shape | None:
-    tensor = ir.convenience.get_const_tensor(call.node.outputs[0])
+    tensor = tensor_of(call.node.outputs[0])
     if tensor is None or tensor.dtype not in _INTEGERS or tensor.size > MAX_CONTENT:
         return None
     return tuple(Dim.of(int(x)) for x in tensor.numpy().reshape(-1))

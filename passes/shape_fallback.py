@@ -26,7 +26,7 @@ def ask_onnx(call: Call, standard: str | None = None) -> Sequence[Fact]:
     """
     node, dims = call.node, dict[str, Dim]()
     op_type, domain = (node.op_type, node.domain) if standard is None else (standard, "")
-    if any(bodies(node)) or not onnx.defs.has(op_type, domain):
+    if bodies(node) or not onnx.defs.has(op_type, domain):
         return []
     types, data = {}, {}
     for value, fact in zip(node.inputs, call.inputs, strict=True):

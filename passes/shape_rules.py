@@ -12,25 +12,27 @@ from burnish.passes.base import tensor_of
 from burnish.passes.dims import Dim, product, total
 from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
+from burnish.passes.shape_layers import LAYERS
+from burnish.passes.shape_products import CONTRIB_PRODUCTS, PRODUCTS
 from burnish.passes.shape_rules_quantized import QUANTISED, branches, stacked
-from burnish.passes.shape_windows import conv, resize
+from burnish.passes.shape_windows import WINDOWS, convolution
 from burnish.passes.shapes import MAX_CONTENT, Call, Fact, Shape
 
 Rule = Callable[[Call], Sequence[Fact]]
 
 _SAME: Final = (
-    "Abs", "Acos", "Asin", "Atan", "BatchNormalization", "BitwiseNot", "Ceil", "Celu", "Clip", "Cos",
-    "CumSum", "Elu", "Erf", "Exp", "Floor", "Gelu", "HardSigmoid", "HardSwish", "Identity",
-    "InstanceNormalization", "LayerNormalization", "LeakyRelu", "Log", "LogSoftmax", "Mish", "Neg", "Not",
-    "PRelu", "RMSNormalization", "Reciprocal", "Relu", "Round", "Selu", "Sigmoid", "Sign",
-    "SimplifiedLayerNormalization", "Sin", "Sinh", "Softmax", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh",
-    "ThresholdedRelu", "Trilu",
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "BatchNormalization", "BitwiseNot", "Ceil",
+    "Celu", "Clip", "Cos", "Cosh", "CumSum", "Elu", "Erf", "Exp", "Floor", "Gelu", "GroupNormalization",
+    "HardSigmoid", "HardSwish", "Hardmax", "Identity", "InstanceNormalization", "LRN", "LayerNormalization",
+    "LeakyRelu", "Log", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization", "Mish", "Neg", "Not",
+    "PRelu", "RMSNormalization", "Reciprocal", "Relu", "ReverseSequence", "Round", "ScatterElements",
+    "ScatterND", "Selu", "Shrink", "Sigmoid", "Sign", "SimplifiedLayerNormalization", "Sin", "Sinh",
+    "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
 )  # fmt: skip
 _CONTRIB_SAME: Final = (
     "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
     "SkipSimplifiedLayerNormalization",
 )  # fmt: skip
-_CONTRIB_AS_STANDARD: Final = {"FusedConv": "Conv", "FusedMatMul": "MatMul"}
 _CONTRIB_ATTENTIONS: Final = ("GroupQueryAttention", "MultiHeadAttention")
 _ARITHMETIC: Final = (
     "Add", "BitShift", "BitwiseAnd", "BitwiseOr", "BitwiseXor", "Div", "Max", "Mean", "Min", "Mod", "Mul",
@@ -53,9 +55,8 @@ def infer(call: Call) -> Sequence[Fact]:
             return _attended(call)
         if node.op_type in _CONTRIB_SAME:
             return _same(call)
-        if node.op_type in _CONTRIB_AS_STANDARD:
-            return RULES[_CONTRIB_AS_STANDARD[node.op_type]](call)
-        return _QUANTISED[node.op_type](call) if node.op_type in _QUANTISED else []
+        contrib = CONTRIB_RULES.get(node.op_type)
+        return contrib(call) if contrib else []
     if node.domain:
         return []
     rule = RULES.get(node.op_type)
@@ -320,48 +321,6 @@ def _constant_of_shape(call: Call) -> Sequence[Fact]:
     return [Fact(ir.DataType.FLOAT if value is None else value.as_tensor().dtype, call.input(0).content)]
 
 
-def _matmul(call: Call) -> Sequence[Fact]:
-    """Of FusedMatMul too: both of its operands are at least matrices where it transposes one."""
-    left, right = call.input(0).shape, call.input(1).shape
-    if not left or not right:
-        return [Fact(call.input(0).dtype)]
-    left = (*left[:-2], *left[:-3:-1]) if call.node.attributes.get_int("transA", 0) else left
-    right = (*right[:-2], *right[:-3:-1]) if call.node.attributes.get_int("transB", 0) else right
-    rows = () if len(left) == 1 else (left[-2],)
-    columns = () if len(right) == 1 else (right[-1],)
-    batch = call.shapes.broadcast(left[:-2], right[:-2])
-    return [Fact(call.input(0).dtype, None if batch is None else batch + rows + columns)]
-
-
-def _matmul_n_bits(call: Call) -> Sequence[Fact]:
-    """onnxruntime's MatMulNBits: [..., K] -> [..., N]."""
-    data, columns = call.input(0), call.node.attributes.get_int("N")
-    if not data.shape or columns is None:
-        return [Fact(data.dtype)]
-    return [Fact(data.dtype, (*data.shape[:-1], Dim.of(columns)))]
-
-
-def _gather_blocks(call: Call) -> Sequence[Fact]:
-    """onnxruntime's GatherBlockQuantized: Gather of blocks, which bytes hold several numbers of each."""
-    data, indices, dtype = call.input(0), call.input(1), call.input(2).dtype
-    last = data.shape[-1].size if data.shape else None
-    axis = call.node.attributes.get_int("gather_axis", 0)
-    if data.shape is None or indices.shape is None or last is None or axis is None:
-        return [Fact(dtype)]
-    held = 8 // (call.node.attributes.get_int("bits", 4) or 4) if data.dtype == ir.DataType.UINT8 else 1
-    whole = (*data.shape[:-1], Dim.of(last * held))
-    return [Fact(dtype, whole[:axis] + indices.shape + whole[axis + 1 :])]
-
-
-def _gemm(call: Call) -> Sequence[Fact]:
-    left, right = call.input(0).shape, call.input(1).shape
-    if left is None or right is None or len(left) != 2 or len(right) != 2:
-        return [Fact(call.input(0).dtype)]
-    rows = left[1 if call.node.attributes.get_int("transA", 0) else 0]
-    columns = right[0 if call.node.attributes.get_int("transB", 0) else 1]
-    return [Fact(call.input(0).dtype, (rows, columns))]
-
-
 def _reduce(call: Call) -> Sequence[Fact]:
     data, axes = call.input(0), call.ints("axes", 1)
     if data.shape is None or (axes is None and call.has(1)):
@@ -380,18 +339,16 @@ RULES: Final[dict[str, Rule]] = {
     **dict.fromkeys(_ARITHMETIC, _broadcast),
     **dict.fromkeys(_PREDICATES, _predicate),
     **dict.fromkeys(_REDUCTIONS, _reduce),
-    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant, "Conv": conv,
+    **PRODUCTS,
+    **WINDOWS,
+    **LAYERS,
+    "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
-    "GatherElements": _gather_elements, "GatherND": _gather_nd, "Gemm": _gemm, "MatMul": _matmul,
-    "Range": _range, "Reshape": _reshape, "Resize": resize, "Shape": _shape, "Size": _size, "Slice": _slice,
-    "Split": _split, "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze, "Where": _where,
-    "If": branches, "Loop": stacked, "Scan": stacked,
+    "GatherElements": _gather_elements, "GatherND": _gather_nd, "If": branches, "Loop": stacked,
+    "Range": _range,
+    "Reshape": _reshape, "Scan": stacked, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
+    "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
 }  # fmt: skip
 
-_QUANTISED: Final[dict[str, Rule]] = {
-    **QUANTISED,
-    "GatherBlockQuantized": _gather_blocks,
-    "MatMulNBits": _matmul_n_bits,
-}
-"""Of com.microsoft."""
+CONTRIB_RULES: Final[dict[str, Rule]] = {**CONTRIB_PRODUCTS, **QUANTISED, "FusedConv": convolution}
+"""Of onnxruntime's own operators."""

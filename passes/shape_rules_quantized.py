@@ -6,19 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from burnish.passes.dims import Dim
-from burnish.passes.shapes import UNKNOWN, Call, Fact, Shape
+from burnish.passes.shapes import UNKNOWN, Call, Fact
 
 Rule = Callable[[Call], Sequence[Fact]]
-
-
-def _product(call: Call, left: Shape | None, right: Shape | None) -> Shape | None:
-    """The shape of a product of matrices."""
-    if not left or not right:
-        return None
-    rows = () if len(left) == 1 else (left[-2],)
-    columns = () if len(right) == 1 else (right[-1],)
-    batch = call.shapes.broadcast(left[:-2], right[:-2])
-    return None if batch is None else batch + rows + columns
 
 
 def _dynamic_lstm(call: Call) -> Sequence[Fact]:
@@ -32,15 +22,6 @@ def _dynamic_lstm(call: Call) -> Sequence[Fact]:
     return [Fact(dtype, (x[0], directions, x[1], Dim.of(hidden))), state, state]
 
 
-def _dynamic_matmul(call: Call) -> Sequence[Fact]:
-    return [Fact(call.input(0).dtype, _product(call, call.input(0).shape, call.input(1).shape))]
-
-
-def _matmul_to_float(call: Call) -> Sequence[Fact]:
-    """Its type is that of the scales."""
-    return [Fact(call.input(2).dtype, _product(call, call.input(0).shape, call.input(1).shape))]
-
-
 def _binary(call: Call) -> Sequence[Fact]:
     """(A, its scale and zero point, B, ...)"""
     return [Fact(call.input(0).dtype, call.shapes.broadcast(call.input(0).shape, call.input(3).shape))]
@@ -52,8 +33,6 @@ def _unary(call: Call) -> Sequence[Fact]:
 
 QUANTISED: Final[dict[str, Rule]] = {
     "DynamicQuantizeLSTM": _dynamic_lstm,
-    "DynamicQuantizeMatMul": _dynamic_matmul,
-    "MatMulIntegerToFloat": _matmul_to_float,
     "QLinearAdd": _binary,
     "QLinearLeakyRelu": _unary,
     "QLinearMul": _binary,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Final, final
 
 import onnx_ir as ir
 
 from burnish.dim_sums import parts_of
-from burnish.passes.base import bodies
+from burnish.passes.base import bodies, is_templated
 from burnish.passes.base import tensor_of as tensor_of
 from burnish.passes.dims import Dim, DimOverflowError, total
 
@@ -90,11 +91,45 @@ class Call:
 
 
 @final
+class _Found:
+    """What the facts of a node's outputs were found from."""
+
+    __slots__ = ("_attributes", "_inputs", "_opset", "_outputs", "_type", "_values")
+
+    def __init__(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> None:
+        self._type, self._opset = (node.domain, node.op_type), opset
+        self._attributes = tuple(node.attributes.data.values())
+        self._values, self._inputs, self._outputs = node.inputs, inputs, node.outputs
+
+    def is_same(self, other: _Found) -> bool:
+        """True when the same would be found: the very same things, not only equal ones."""
+        return (
+            self._type == other._type
+            and self._opset == other._opset
+            and _are(self._inputs, other._inputs)
+            and _are(self._values, other._values)
+            and _are(self._outputs, other._outputs)
+            and _are(self._attributes, other._attributes)
+        )
+
+
+def _are(some: Sequence[object], others: Sequence[object]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+@final
 class Shapes:
     """Facts of every value of a model, in all graphs; found by walking it once.
 
     A pass that makes a new node calls `add` for it; facts of other values stay true while a pass
     keeps what they compute.
+
+    Args:
+        model: the model as it is.
+        before: what was known of it before it was changed, in whatever way. A node that is as it was, and
+            reads values of which the same is known, is not looked at again; what was known of others is
+            forgotten. So nothing depends on what a pass said or did: the facts are those of a new walk, up to
+            the names of unknown sizes, which stay.
 
     Example::
 
@@ -102,28 +137,43 @@ class Shapes:
         shapes[value].shape  # (Dim.named("batch"), Dim.of(384))
     """
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, before: Shapes | None = None) -> None:
         self._facts: dict[ir.Value, Fact] = {}
-        self._least: dict[str, tuple[Dim, Dim]] = {}
-        self._quotients: dict[str, tuple[Dim, Dim]] = {}
-        self._fresh = itertools.count()
+        self._found: dict[ir.Node, _Found] = {}
+        self._tensors: dict[ir.Value, ir.TensorProtocol] = {}
+        self._stated: set[ir.Node] = set()
         self._opsets: dict[ir.Graph, int] = {}
+        self._before = before
+        self._least: dict[str, tuple[Dim, Dim]] = {} if before is None else before._least
+        self._quotients: dict[str, tuple[Dim, Dim]] = {} if before is None else before._quotients
+        self._fresh: itertools.count[int] = itertools.count() if before is None else before._fresh
+        self._inputs: dict[ir.Value, tuple[object, ...]] = {}
         for value in model.graph.inputs:
-            self._facts[value] = self._declared(value)
+            self._inputs[value] = annotated_dtype(value), None if value.shape is None else tuple(value.shape)
+            same = before is not None and before._inputs.get(value) == self._inputs[value]
+            known = before._facts.get(value) if before is not None and same else None
+            self._facts[value] = known or self._declared(value)
         self._walk(model.graph, _opset(model.graph))
         for function in model.functions.values():
             self._walk(function.graph, _opset(function))
+        self._before = None
 
     def __getitem__(self, value: ir.Value | None) -> Fact:
         """What is known of a value; UNKNOWN for None."""
         if value is None:
             return UNKNOWN
-        if value not in self._facts:
-            self._facts[value] = _constant(value) or Fact(annotated_dtype(value))
-        return self._facts[value]
+        fact = self._facts.get(value)
+        if fact is None:
+            fact = self._facts[value] = self._constant(value) or Fact(annotated_dtype(value))
+        return fact
 
     def __setitem__(self, value: ir.Value, fact: Fact) -> None:
         self._facts[value] = fact
+        self._tensors.pop(value, None)
+        self._inputs.pop(value, None)
+        maker = value.producer()
+        if maker is not None:
+            self._found.pop(maker, None)
 
     def opset(self, node: ir.Node) -> int:
         """Version of the standard operators where a node is; 1 for a node that is nowhere."""
@@ -159,16 +209,22 @@ class Shapes:
 
     def add(self, node: ir.Node) -> None:
         """Find the facts of a node's outputs from those of its inputs."""
+        self._infer(node, tuple([self[value] for value in node.inputs]))
+        self._found.pop(node, None)
+
+    def _infer(self, node: ir.Node, inputs: tuple[Fact, ...]) -> None:
         from burnish.passes.shape_rules import infer  # here: the rules import this module
 
-        call = Call(node, [self[value] for value in node.inputs], self.opset(node), self)
-        hidden = any(attribute.is_ref() for attribute in node.attributes.values())
+        call = Call(node, inputs, self.opset(node), self)
+        hidden = is_templated(node)
         try:
             facts = [] if hidden or call.opset < _OLDEST_OPSET else infer(call)
         except (DimOverflowError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
             facts = []  # too much to follow, or a node that breaks its operator's own rules
         for value, fact in itertools.zip_longest(node.outputs, facts[: len(node.outputs)]):
             self._facts[value] = self._settled(value, fact or UNKNOWN)
+            if fact is None or fact.dtype is None:
+                self._stated.add(node)
 
     def _settled(self, value: ir.Value, fact: Fact) -> Fact:
         dtype = fact.dtype or annotated_dtype(value)
@@ -179,9 +235,43 @@ class Shapes:
     def _walk(self, graph: ir.Graph, opset: int) -> None:
         self._opsets[graph] = opset
         for node in graph:
-            for body in bodies(node):
+            inner = bodies(node)
+            for body in inner:
                 self._walk(body, opset)
-            self.add(node)
+            inputs = tuple([self[value] for value in node.inputs])
+            found = _Found(node, inputs, opset)
+            if inner or not self._recall(node, found):
+                self._infer(node, inputs)
+                self._keep_equal(node)
+            self._found[node] = found
+
+    def _recall(self, node: ir.Node, found: _Found) -> bool:
+        """Take over what was found for a node before, if it would be found again."""
+        before = self._before
+        known = None if before is None or node in before._stated else before._found.get(node)
+        if before is None or known is None or not known.is_same(found):
+            return False
+        for value in node.outputs:
+            self._facts[value] = before._facts[value]
+        return True
+
+    def _keep_equal(self, node: ir.Node) -> None:
+        """Say the same as before of the results, where it is equal: what reads them need not be looked at."""
+        before = self._before
+        for value in () if before is None else node.outputs:
+            known = None if before is None else before._facts.get(value)
+            if known is not None and known == self._facts[value]:
+                self._facts[value] = known
+
+    def _constant(self, value: ir.Value) -> Fact | None:
+        tensor = tensor_of(value)
+        if tensor is None:
+            return None
+        self._tensors[value] = tensor
+        before = self._before
+        if before is not None and before._tensors.get(value) is tensor and value in before._facts:
+            return before._facts[value]
+        return _of_tensor(tensor)
 
     def _declared(self, value: ir.Value) -> Fact:
         dims = None if value.shape is None else tuple(map(self._dim, value.shape))
@@ -218,14 +308,11 @@ def annotated_dtype(value: ir.Value) -> ir.DataType | None:
     return value.type.dtype if isinstance(value.type, ir.TensorType) else None
 
 
-def _constant(value: ir.Value) -> Fact | None:
-    tensor = tensor_of(value)
-    if tensor is None:
-        return None
-    shape = tuple(Dim.of(int(size)) for size in tensor.shape.numpy())
+def _of_tensor(tensor: ir.TensorProtocol) -> Fact:
+    shape = tuple([Dim.of(int(size)) for size in tensor.shape.numpy()])
     if tensor.dtype not in _COUNTING or len(shape) > 1 or tensor.size > MAX_CONTENT:
         return Fact(tensor.dtype, shape)
-    return Fact(tensor.dtype, shape, tuple(Dim.of(int(x)) for x in tensor.numpy().reshape(-1)))
+    return Fact(tensor.dtype, shape, tuple([Dim.of(x) for x in tensor.numpy().reshape(-1).tolist()]))
 
 
 def _fits(dim: Dim, dtype: ir.DataType | None) -> bool:

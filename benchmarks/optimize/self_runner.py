@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -27,10 +26,13 @@ def _unmeasured(source: str, output: str, sizes: Sizes) -> None:
 
 
 def _alone(source: str, output: str, _sizes: Sizes) -> None:
-    from burnish.benchmarks.scale import rewrite
-    from burnish.model import save_model, signature
+    from burnish.model import load_model, save_model, signature
+    from burnish.passes.base import Context
+    from burnish.passes.recipes import optimize_recipe
+    from burnish.passes.runner import run_recipe
 
-    _, result = rewrite(Path(source), checked=False)
+    recipe = optimize_recipe(measured=False)
+    result = run_recipe(recipe, load_model(source), Context(), None, keep=False).model
     save_model(result, output, signature(result))
 
 

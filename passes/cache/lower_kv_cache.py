@@ -17,7 +17,7 @@ from burnish.dim_sums import names_of
 from burnish.kv_cache import KV_CACHE, TOKENS, WINDOW
 from burnish.passes.base import Context, Numerics, Pass
 from burnish.passes.cache.group_query import GroupQuery, group_query_obstacle
-from burnish.passes.cache.layers import Layer, read_layers
+from burnish.passes.cache.layers import Layer, cache_updates, read_layers
 from burnish.passes.cache.lengths import Lengths
 from burnish.passes.cache.tensor_scatter import TensorScatter, tensor_scatter_obstacle
 from burnish.passes.editing import Editor
@@ -76,12 +76,15 @@ class LowerKvCache(Pass):
 
     name: ClassVar[str] = "lower-kv-cache"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Concat"})
 
     form: CacheForm | None = None
     """The operator that updates the cache; None: as the target runs it best."""
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many layers were lowered: all that have a cache, or none."""
+        if not cache_updates(model.graph):
+            return 0
         shapes = context.shapes(model)
         layers, misses = read_layers(model.graph, shapes)
         if layers and not misses:

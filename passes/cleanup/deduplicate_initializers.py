@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator
 from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, bodies
+from burnish.passes.matching import MADE_OF
 
-Kind = tuple[ir.DataType, tuple[int, ...], bytes]
+Kind = tuple[ir.DataType, tuple[int, ...], Hashable]
 _LARGE: Final = 1 << 14  # bytes from which on some elements are compared before all are read
 _SAMPLE: Final = 64  # elements at each end
+_SPREAD: Final = 16  # elements in between
 
 
 @final
@@ -22,7 +24,8 @@ _SAMPLE: Final = 64  # elements at each end
 class DeduplicateInitializers(Pass):
     """Keep one of several equal initializers, such as weights that were tied before export.
 
-    Only tensors that share dtype, shape and their first and last elements with another are read whole. An
+    Only tensors that share dtype, shape and some elements with another are read whole; those that a pass puts
+    together when they are read are compared by what they are put together from. An
     initializer of a subgraph gives way to an equal one of a graph around it, never the other way round. Kept:
     initializers that are inputs (a caller may replace them) or outputs (names stay).
     """
@@ -39,20 +42,21 @@ class DeduplicateInitializers(Pass):
 class _Deduplication:
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._context = context
-        kinds: defaultdict[Kind, int] = defaultdict(int)
-        for graph in (model.graph, *_inside(model.graph)):
-            for value in _candidates(graph):
-                kinds[_kind(value)] += 1
-        self._shared = {kind for kind, count in kinds.items() if count > 1}
+        graphs = (model.graph, *_inside(model.graph))
+        self._kinds = {value: _kind(tensor) for graph in graphs for value, tensor in _candidates(graph)}
+        counts = Counter(self._kinds.values())
+        self._shared = {kind for kind, count in counts.items() if count > 1}
 
-    def visit(self, graph: ir.Graph, outer: dict[tuple[Kind, bytes], ir.Value]) -> int:
+    def visit(self, graph: ir.Graph, outer: dict[tuple[Kind, Hashable], ir.Value]) -> int:
         """Merge what this graph holds into itself and `outer`, then what its subgraphs hold."""
+        if not self._shared:
+            return 0
         kept, merged = dict(outer), 0
-        for value in _candidates(graph):
-            kind = _kind(value)
-            if kind not in self._shared or value.const_value is None:
+        for value, tensor in _candidates(graph):
+            kind = self._kinds[value]
+            if kind not in self._shared:
                 continue
-            first = kept.setdefault((kind, _digest(value.const_value)), value)
+            first = kept.setdefault((kind, _made_of(tensor) or _digest(tensor)), value)
             if first is not value and self._context.permit(value):
                 value.replace_all_uses_with(first)
                 del graph.initializers[value.name or ""]
@@ -60,10 +64,13 @@ class _Deduplication:
         return merged + sum(self.visit(body, kept) for node in graph for body in bodies(node))
 
 
-def _candidates(graph: ir.Graph) -> list[ir.Value]:
-    values = graph.initializers.values()
-    free = (v for v in values if not v.is_graph_input() and not v.is_graph_output())
-    return [value for value in free if value.const_value is not None]
+def _candidates(graph: ir.Graph) -> list[tuple[ir.Value, ir.TensorProtocol]]:
+    pairs = [(value, value.const_value) for value in graph.initializers.values()]
+    return [
+        (value, tensor)
+        for value, tensor in pairs
+        if tensor is not None and not value.is_graph_input() and not value.is_graph_output()
+    ]
 
 
 def _inside(graph: ir.Graph) -> Iterator[ir.Graph]:
@@ -73,16 +80,20 @@ def _inside(graph: ir.Graph) -> Iterator[ir.Graph]:
             yield from _inside(body)
 
 
-def _kind(value: ir.Value) -> Kind:
+def _kind(tensor: ir.TensorProtocol) -> Kind:
     """Type, shape and, of a large tensor, some elements: mostly enough to tell two apart."""
-    tensor = value.const_value
-    if tensor is None:
-        return ir.DataType.UNDEFINED, (), b""
-    sample = b""
-    if tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE:
+    sample = _made_of(tensor)
+    shape = tuple(int(size) for size in tensor.shape.numpy())
+    if sample is None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE:
         flat = tensor.numpy().reshape(-1)
-        sample = flat[:_SAMPLE].tobytes() + flat[-_SAMPLE:].tobytes()
-    return tensor.dtype, tuple(int(size) for size in tensor.shape.numpy()), sample
+        ends = flat[:_SAMPLE].tobytes() + flat[-_SAMPLE:].tobytes()
+        sample = ends + flat[:: max(1, flat.size // _SPREAD)].tobytes()
+    return tensor.dtype, shape, sample
+
+
+def _made_of(tensor: ir.TensorProtocol) -> Hashable:
+    """What a large tensor will be put together from, where a pass says so."""
+    return tensor.meta.get(MADE_OF) if isinstance(tensor, ir.LazyTensor) and tensor.nbytes > _LARGE else None
 
 
 def _digest(tensor: ir.TensorProtocol) -> bytes:

@@ -76,7 +76,7 @@ def _merge(first: ir.Node, node: ir.Node, editor: Editor) -> None:
 
 def _key(node: ir.Node) -> Hashable:
     """Equal for nodes that compute the same; None for a node that must stay."""
-    if node.domain or node.op_type in _RANDOM or any(bodies(node)):
+    if node.domain or node.op_type in _RANDOM or bodies(node):
         return None
     attributes = node.attributes.values()
     inputs = [_identity(value) for value in node.inputs]

@@ -23,6 +23,7 @@ _QUICK: Final = frozenset(
     {"Gemm", "LayerNormalization", "MatMul", "ReduceL2", "ReduceMean", "ReduceSum", "ReduceSumSquare"}
 )
 _QUICK_LIMIT: Final = 1 << 26
+_KNOWN: Final = EXACT | CLOSE
 _SLOW_LIMIT: Final = 1 << 20
 _PRODUCTS: Final = frozenset({"Gemm", "MatMul"})
 _HALVES: Final = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -126,12 +127,14 @@ class _Folder:
         return [cast]
 
     def _is_foldable(self, node: ir.Node) -> bool:
-        if node.domain or node.op_type not in self._allowed(node) or any(bodies(node)):
+        if node.domain or node.op_type not in _KNOWN or bodies(node):
             return False
         if is_op(node, "Dropout") and len(node.inputs) > 2:
             return False
         present = [value for value in node.inputs if value is not None]
-        return bool(present) and all(tensor_of(value) is not None for value in present)
+        if not present or any(tensor_of(value) is None for value in present):
+            return False
+        return node.op_type in self._allowed(node)
 
     def _allowed(self, node: ir.Node) -> frozenset[str]:
         """Half precision is only moved, apart from single numbers.
@@ -140,7 +143,7 @@ class _Folder:
         """
         facts = [self._shapes[value] for value in (*node.inputs, *node.outputs)]
         if not any(fact.dtype in _HALVES for fact in facts):
-            return EXACT | CLOSE
+            return _KNOWN
         return (EXACT if all(fact.rank == 0 for fact in facts) else MOVING) - {"Cast"}
 
     def _pays(self, node: ir.Node) -> bool:

@@ -49,6 +49,7 @@ class MergeConcatsSplits(Pass):
 
     name: ClassVar[str] = "merge-concats-splits"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Concat", "Slice", "Split"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes were merged or skipped over."""

@@ -37,6 +37,7 @@ class MergeReshapes(Pass):
 
     name: ClassVar[str] = "merge-reshapes"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = RESHAPES | {"Transpose"}
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many chains were shortened."""

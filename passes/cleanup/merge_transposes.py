@@ -30,6 +30,7 @@ class MergeTransposes(Pass):
 
     name: ClassVar[str] = "merge-transposes"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING  # a sum over other axes is added up in another order
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Transpose"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many groups of Transposes were merged, and how many went into something else."""

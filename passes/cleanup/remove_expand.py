@@ -37,6 +37,7 @@ class RemoveExpand(Pass):
 
     name: ClassVar[str] = "remove-expand"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Expand"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many Expand nodes were removed or skipped over."""

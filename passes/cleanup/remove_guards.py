@@ -43,6 +43,7 @@ class RemoveGuards(Pass):
 
     name: ClassVar[str] = "remove-guards"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"IsNaN"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many guards were removed."""

@@ -22,6 +22,7 @@ class RemoveIdentity(Pass):
 
     name: ClassVar[str] = "remove-identity"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Identity"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many Identity nodes were removed."""

@@ -28,6 +28,7 @@ class RemoveSequences(Pass):
 
     name: ClassVar[str] = "remove-sequences"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"SplitToSequence"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many sequences were removed."""

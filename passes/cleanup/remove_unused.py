@@ -8,7 +8,7 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, nested
 from burnish.passes.editing import remove
 
 _STANDARD: Final = ("", "ai.onnx")
@@ -61,12 +61,14 @@ def _remove_initializers(graph: ir.Graph | ir.Function, context: Context) -> Non
 
 def _remove_functions(model: ir.Model, context: Context) -> int:
     reached: set[ir.OperatorIdentifier] = set()
-    todo = list(_called(model.graph.all_nodes()))
+    if not model.functions:
+        return 0
+    todo = list(_called(_all_nodes(model.graph)))
     while todo:
         identifier = todo.pop()
         if identifier in model.functions and identifier not in reached:
             reached.add(identifier)
-            todo.extend(_called(model.functions[identifier].all_nodes()))
+            todo.extend(_called(_all_nodes(model.functions[identifier].graph)))
     unused = [identifier for identifier in model.functions if identifier not in reached]
     removed = [identifier for identifier in unused if context.permit("::".join(identifier[:2]))]
     for identifier in removed:
@@ -74,13 +76,17 @@ def _remove_functions(model: ir.Model, context: Context) -> int:
     return len(removed)
 
 
+def _all_nodes(root: ir.Graph) -> Iterator[ir.Node]:
+    return (node for graph in nested(root) for node in graph)
+
+
 def _called(nodes: Iterable[ir.Node]) -> Iterator[ir.OperatorIdentifier]:
     return (node.op_identifier() for node in nodes)
 
 
 def _remove_imports(model: ir.Model, context: Context) -> None:
-    inside = [(function, _domains(function.all_nodes())) for function in model.functions.values()]
-    used = _domains(model.graph.all_nodes()).union(*(domains for _, domains in inside))
+    inside = [(function, _domains(_all_nodes(function.graph))) for function in model.functions.values()]
+    used = _domains(_all_nodes(model.graph)).union(*(domains for _, domains in inside))
     used |= {identifier[0] for identifier in model.functions}
     owners = [(model.graph.opset_imports, used)]
     owners.extend((function.opset_imports, domains) for function, domains in inside)

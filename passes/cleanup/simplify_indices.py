@@ -38,6 +38,7 @@ class SimplifyIndices(Pass):
 
     name: ClassVar[str] = "simplify-indices"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Gather", "GatherElements", "GatherND", *_NEUTRAL})
 
     max_bytes: int = 65536
     """Bytes that one lookup done now may add to the model, after what only it used is gone."""

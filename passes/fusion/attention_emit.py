@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -78,7 +78,10 @@ class Emitter:
             return first
         shape = ((self._shapes[linears[0].x].shape or (ONE,))[-1].size or 0, len(whole))
         makers = [linear.weights() for linear in linears]
-        return self._lazy("qkv_weight", shape, lambda: np.concatenate([make() for make in makers], axis=1))
+        made_of = tuple(linear.identity() for linear in linears)
+        return self._lazy(
+            "qkv_weight", shape, lambda: np.concatenate([make() for make in makers], axis=1), made_of
+        )
 
     def _contrib(self) -> ir.Value:
         key, biases, attributes = self._mask_inputs()
@@ -168,7 +171,8 @@ class Emitter:
     def _project(self, linear: Linear) -> ir.Value:
         x, width = self._input(linear), len(linear.columns)
         shape = self._shapes[x].shape or ()
-        weight = self._lazy("attention_weight", (shape[-1].size or 0, width), linear.weights())
+        sizes, made_of = (shape[-1].size or 0, width), (linear.identity(),)
+        weight = self._lazy("attention_weight", sizes, linear.weights(), made_of)
         return self._op("MatMul", [x, weight], (*shape[:-1], Dim.of(width)))
 
     def _input(self, linear: Linear) -> ir.Value:
@@ -317,7 +321,8 @@ class Emitter:
         weight, tensor = gemm.inputs[1], tensor_of(gemm.inputs[1])
         if gemm.attributes.get_int("transB", 0) and tensor is not None:
             sizes = [int(each) for each in tensor.shape.numpy()]
-            weight = self._lazy("projection", (sizes[1], sizes[0]), lambda: tensor.numpy().T)
+            made_of = ("transposed", id(tensor))
+            weight = self._lazy("projection", (sizes[1], sizes[0]), lambda: tensor.numpy().T, made_of)
         batch, length = self._result["B"], self._result["S"]
         rows = self._op("MatMul", [rows, weight], (batch, length, width))
         if len(gemm.inputs) > 2 and gemm.inputs[2] is not None:
@@ -365,8 +370,10 @@ class Emitter:
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
         return self._scope.constant(self._last, f"{self._name}_{name}", array)
 
-    def _lazy(self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray]) -> ir.Value:
-        return self._scope.lazy(self._last, f"{self._name}_{name}", self._dtype, shape, make)
+    def _lazy(
+        self, name: str, shape: tuple[int, int], make: Callable[[], np.ndarray], made_of: Hashable
+    ) -> ir.Value:
+        return self._scope.lazy(self._last, f"{self._name}_{name}", self._dtype, shape, make, made_of)
 
 
 def _written(size: Dim) -> int | str | None:

@@ -29,6 +29,7 @@ class FoldBatchNorm(Pass):
 
     name: ClassVar[str] = "fold-batch-norm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"BatchNormalization"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many normalisations were folded."""

@@ -48,6 +48,7 @@ class FuseAttention(Pass):
 
     name: ClassVar[str] = "fuse-attention"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Attention", "Softmax"})
 
     packed: bool = True
     """Take the projections of query, key and value into the operator, as one matrix."""

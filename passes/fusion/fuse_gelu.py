@@ -77,6 +77,7 @@ class FuseGelu(Pass):
 
     name: ClassVar[str] = "fuse-gelu"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Erf", "Sigmoid", "Tanh"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many activations were fused."""

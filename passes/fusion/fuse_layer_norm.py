@@ -64,6 +64,7 @@ class FuseLayerNorm(Pass):
 
     name: ClassVar[str] = "fuse-layer-norm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"ReduceMean"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many normalisations were fused."""

@@ -52,6 +52,7 @@ class FuseRmsNorm(Pass):
 
     name: ClassVar[str] = "fuse-rms-norm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"ReduceMean"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many normalisations were fused."""

@@ -69,6 +69,7 @@ class FuseRotary(Pass):
 
     name: ClassVar[str] = "fuse-rotary"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Neg"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many embeddings were fused."""

@@ -33,6 +33,7 @@ class FuseSkipNorm(Pass):
 
     name: ClassVar[str] = "fuse-skip-norm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset(_FUSED)
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many sums were fused."""

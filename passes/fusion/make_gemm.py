@@ -31,6 +31,7 @@ class MakeGemm(Pass):
 
     name: ClassVar[str] = "make-gemm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Gemm", "MatMul"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many Gemms were made."""

@@ -13,6 +13,7 @@ from burnish.errors import MismatchError, PassError, RecipeError
 from burnish.manifest import DimRange
 from burnish.model import signature
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op
+from burnish.passes.cleanup.remove_guards import RemoveGuards
 from burnish.passes.cleanup.remove_identity import RemoveIdentity
 from burnish.passes.recipe import Recipe
 from burnish.passes.registry import PASSES, load_pass
@@ -88,6 +89,13 @@ def test_the_given_model_is_left_alone() -> None:
     before = text_of(model)
     run_recipe(Recipe((RemoveIdentity(),)), model, Context(), DifferentialChecker(signature(model)))
     assert text_of(model) == before
+
+
+def test_a_model_that_nobody_needs_any_more_is_not_copied() -> None:
+    model = parse("g (float[N] x) => (float[N] y) { a = Identity (x)  y = Relu (a) }")
+    outcome = run_recipe(Recipe((RemoveIdentity(),)), model, Context(), None, keep=False)
+    assert outcome.model is model
+    assert [node.op_type for node in model.graph] == ["Relu"]
 
 
 def test_nothing_to_do_is_unchanged_and_not_compared() -> None:
@@ -195,6 +203,31 @@ def test_misses_become_notes() -> None:
     (receipt,) = run(Shy()).receipts
     assert len(receipt.notes) == 1
     assert receipt.notes[0].endswith("and 4 more: not today")
+
+
+def test_a_pass_that_found_nothing_is_run_again_only_after_a_rewrite(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[str] = []
+    rewrite = RemoveGuards.rewrite
+
+    def counted(self: RemoveGuards, model: ir.Model, context: Context) -> int:
+        runs.append(self.name)
+        return rewrite(self, model, context)
+
+    monkeypatch.setattr(RemoveGuards, "rewrite", counted)
+    guard = RemoveGuards()
+    text = (
+        "g (float[N, 2] x) => (float[N, 2] y) { a = Softmax (x) n = IsNaN (a) "
+        "w = Where (n, zero, a) i = Identity (w) y = Relu (i) }"
+    )
+    recipe = Recipe((guard, guard, RemoveIdentity(), guard, guard))
+    model = parse(text, weights={"zero": np.zeros((), np.float32)})
+    outcome = run_recipe(recipe, model, Context(), None)
+    assert len(runs) == 2
+    assert [receipt.status for receipt in outcome.receipts] == ["unchanged"] * 2 + ["kept"] + [
+        "unchanged"
+    ] * 2
+    assert all("'x' may make" in outcome.receipts[place].notes[0] for place in (0, 1, 3, 4))
+    assert [len(missed) for missed in outcome.misses] == [1, 1, 0, 1, 1]
 
 
 def test_an_unknown_way_out_of_a_mismatch_is_refused() -> None:

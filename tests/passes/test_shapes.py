@@ -281,7 +281,7 @@ def test_contents_of_the_parts_of_a_split() -> None:
         ('Conv <auto_pad = "SAME_UPPER", strides = [2, 2]> (fixed, three)', "n,4,8,4"),
         ('com.microsoft.FusedConv <activation = "Relu"> (image, point)', "n,4,h,w"),
         ("Resize (image, , , sizes)", "1,n,7,7"),
-        ("Resize (image, , half)", "?0,3,?1,?2"),
+        ("Resize (image, , half)", "n,3,?0,?1"),
     ],
 )
 def test_shapes_of_windows(expression: str, shape: str) -> None:
