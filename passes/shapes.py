@@ -94,22 +94,23 @@ class Call:
 class _Found:
     """What the facts of a node's outputs were found from."""
 
-    __slots__ = ("_attributes", "_inputs", "_opset", "_outputs", "_type", "_values")
+    __slots__ = ("_attributes", "_domain", "_inputs", "_op_type", "_opset", "_outputs", "_values")
 
     def __init__(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> None:
-        self._type, self._opset = (node.domain, node.op_type), opset
+        self._domain, self._op_type, self._opset = node.domain, node.op_type, opset
         self._attributes = tuple(node.attributes.data.values())
         self._values, self._inputs, self._outputs = node.inputs, inputs, node.outputs
 
-    def is_same(self, other: _Found) -> bool:
-        """True when the same would be found: the very same things, not only equal ones."""
+    def holds(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> bool:
+        """True when the same would be found now: of the very same things, not only of equal ones."""
         return (
-            self._type == other._type
-            and self._opset == other._opset
-            and _are(self._inputs, other._inputs)
-            and _are(self._values, other._values)
-            and _are(self._outputs, other._outputs)
-            and _are(self._attributes, other._attributes)
+            self._op_type == node.op_type
+            and (self._values is node.inputs or _are(self._values, node.inputs))
+            and _are(self._inputs, inputs)
+            and (self._outputs is node.outputs or _are(self._outputs, node.outputs))
+            and _are(self._attributes, tuple(node.attributes.data.values()))
+            and self._domain == node.domain
+            and self._opset == opset
         )
 
 
@@ -234,23 +235,24 @@ class Shapes:
 
     def _walk(self, graph: ir.Graph, opset: int) -> None:
         self._opsets[graph] = opset
+        facts = self._facts
         for node in graph:
             inner = bodies(node)
             for body in inner:
                 self._walk(body, opset)
-            inputs = tuple([self[value] for value in node.inputs])
-            found = _Found(node, inputs, opset)
-            if inner or not self._recall(node, found):
+            inputs = tuple([facts.get(value) or self[value] for value in node.inputs])  # type: ignore[arg-type]
+            if inner or not self._recall(node, inputs, opset):
                 self._infer(node, inputs)
                 self._keep_equal(node)
-            self._found[node] = found
+                self._found[node] = _Found(node, inputs, opset)
 
-    def _recall(self, node: ir.Node, found: _Found) -> bool:
+    def _recall(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> bool:
         """Take over what was found for a node before, if it would be found again."""
         before = self._before
         known = None if before is None or node in before._stated else before._found.get(node)
-        if before is None or known is None or not known.is_same(found):
+        if before is None or known is None or not known.holds(node, inputs, opset):
             return False
+        self._found[node] = known
         for value in node.outputs:
             self._facts[value] = before._facts[value]
         return True

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterator
-from typing import ClassVar, Final, final
+from pathlib import PurePosixPath
+from typing import BinaryIO, ClassVar, Final, final
 
+import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, bodies
 from burnish.passes.matching import MADE_OF
+from burnish.reader import open_inside
 
 Kind = tuple[ir.DataType, tuple[int, ...], Hashable]
 _LARGE: Final = 1 << 14  # bytes from which on some elements are compared before all are read
-_SAMPLE: Final = 64  # elements at each end
-_SPREAD: Final = 16  # elements in between
+_SAMPLE: Final = 512  # bytes at each end and in the middle
 
 
 @final
@@ -43,7 +47,9 @@ class _Deduplication:
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._context = context
         graphs = (model.graph, *_inside(model.graph))
-        self._kinds = {value: _kind(tensor) for graph in graphs for value, tensor in _candidates(graph)}
+        with contextlib.ExitStack() as stack:
+            files = _Files(stack)
+            self._kinds = {v: _kind(tensor, files) for graph in graphs for v, tensor in _candidates(graph)}
         counts = Counter(self._kinds.values())
         self._shared = {kind for kind, count in counts.items() if count > 1}
 
@@ -80,15 +86,55 @@ def _inside(graph: ir.Graph) -> Iterator[ir.Graph]:
             yield from _inside(body)
 
 
-def _kind(tensor: ir.TensorProtocol) -> Kind:
+@final
+class _Files:
+    """The data files that samples are read from, opened once each; mapping every tensor takes far longer."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        self._stack = stack
+        self._open: dict[tuple[str, str], BinaryIO] = {}
+
+    def sample(self, tensor: ir.ExternalTensor) -> bytes:
+        """Some bytes of a tensor that was not touched yet; none where it cannot be read."""
+        key = str(tensor.base_dir), str(tensor.location)
+        try:
+            if key not in self._open:
+                self._open[key] = self._stack.enter_context(open_inside(key[0], PurePosixPath(key[1])))
+            return b"".join(
+                self._read(self._open[key], (tensor.offset or 0) + at) for at in _places(tensor.nbytes)
+            )
+        except OSError:
+            return b""
+
+    def _read(self, file: BinaryIO, at: int) -> bytes:
+        file.seek(at)
+        return file.read(_SAMPLE)
+
+
+def _places(size: int) -> tuple[int, ...]:
+    """Where the samples of a tensor of so many bytes start."""
+    return 0, size // 2, size - _SAMPLE
+
+
+def _kind(tensor: ir.TensorProtocol, files: _Files) -> Kind:
     """Type, shape and, of a large tensor, some elements: mostly enough to tell two apart."""
     sample = _made_of(tensor)
-    shape = tuple(int(size) for size in tensor.shape.numpy())
+    shape = tuple([int(size) for size in tensor.shape.numpy()])
     if sample is None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE:
-        flat = tensor.numpy().reshape(-1)
-        ends = flat[:_SAMPLE].tobytes() + flat[-_SAMPLE:].tobytes()
-        sample = ends + flat[:: max(1, flat.size // _SPREAD)].tobytes()
+        if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None and tensor.base_dir:
+            sample = files.sample(tensor)
+        else:
+            data = tensor.tobytes() if tensor.dtype.bitwidth < 8 else _bytes(tensor)
+            sample = b"".join(bytes(data[at : at + _SAMPLE]) for at in _places(tensor.nbytes))
     return tensor.dtype, shape, sample
+
+
+def _bytes(tensor: ir.TensorProtocol) -> np.ndarray | bytes:
+    """The bytes of a tensor, not copied where its array is in one piece."""
+    array = tensor.numpy()
+    if not array.flags.c_contiguous or sys.byteorder != "little":
+        return tensor.tobytes()
+    return array.reshape(-1).view(np.uint8)
 
 
 def _made_of(tensor: ir.TensorProtocol) -> Hashable:

@@ -1,7 +1,13 @@
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from burnish.model import load_model, save_model, signature
 from burnish.passes.base import Context
 from burnish.passes.cleanup.deduplicate_initializers import DeduplicateInitializers
+from burnish.passes.matching import MADE_OF
 from burnish.testing import check_pass, parse
 
 TWO = "g (float[N, 2] x) => (float[N, 2] y) { a = Mul (x, w)  y = Add (a, v) }"
@@ -30,6 +36,47 @@ def test_another_shape_or_dtype_stays() -> None:
 def test_zero_and_minus_zero_differ() -> None:
     weights = {"w": np.zeros((1, 2), np.float32), "v": -np.zeros((1, 2), np.float32)}
     check_pass(DeduplicateInitializers(), TWO, weights=weights, count=0)
+
+
+def test_large_weights_that_differ_in_places_nobody_samples_stay() -> None:
+    large = np.zeros((1, 40_000), np.float32)
+    other = large.copy()
+    other[0, 777] = 1.0
+    text = "g (float[N, 40000] x) => (float[N, 40000] y) { a = Mul (x, w)  y = Add (a, v) }"
+    check_pass(DeduplicateInitializers(), text, weights={"w": large, "v": other}, count=0)
+    check_pass(DeduplicateInitializers(), text, weights={"w": large, "v": large.copy()}, count=1)
+
+
+@pytest.mark.parametrize(("place", "merged"), [(None, 2), (0, 1), (777, 1), (-1, 1)])
+def test_weights_in_a_data_file_are_compared_with_each_other_and_with_others(
+    tmp_path: Path, place: int | None, merged: int
+) -> None:
+    weights = {name: np.arange(10_000, dtype=np.float32).reshape(1, -1) for name in "wv"}
+    if place is not None:
+        weights["v"][0, place] = 5.5
+    text = "g (float[N, 10000] x) => (float[N, 10000] y) { a = Mul (x, w)  b = Add (a, v) y = Mul (b, u) }"
+    written = parse(text, weights={**weights, "u": weights["w"] + 1})
+    save_model(written, tmp_path / "m.onnx", signature(written), external_threshold=0)
+    model = load_model(tmp_path / "m.onnx")
+    inside = model.graph.initializers["u"]
+    assert isinstance(model.graph.initializers["w"].const_value, ir.ExternalTensor)
+    inside.const_value = ir.tensor(weights["v"], name="u")
+    assert DeduplicateInitializers().rewrite(model, Context()) == merged
+
+
+def test_weights_that_are_put_together_when_read_are_compared_by_what_of() -> None:
+    text = "g (float[N, 10000] x) => (float[N, 10000] y) { a = Mul (x, w)  b = Add (a, v) y = Mul (b, u) }"
+    model = parse(text, weights={name: np.zeros((1, 10_000), np.float32) for name in "wvu"})
+    for name, made_of in (("w", ("q", 1)), ("v", ("q", 2)), ("u", ("q", 1))):
+        tensor = ir.LazyTensor(unread, ir.DataType.FLOAT, ir.Shape([1, 10_000]), name=name)
+        tensor.meta[MADE_OF] = made_of
+        model.graph.initializers[name].const_value = tensor
+    assert DeduplicateInitializers().rewrite(model, Context()) == 1
+    assert set(model.graph.initializers) == {"w", "v"}
+
+
+def unread() -> ir.Tensor:
+    raise AssertionError("It was read.")
 
 
 def test_inputs_with_a_default_stay() -> None:
