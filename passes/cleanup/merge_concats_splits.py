@@ -107,6 +107,9 @@ class _Merger:
             source = maker.inputs[0]
             if length == len(node.inputs) and self._round.replace(node.outputs[0], source):
                 return
+            if 1 < length == len(node.inputs) and self._context.permit(node):  # an output that is an input
+                self._round.renew(node, "Identity", [source])
+                return
             if 1 < length < len(node.inputs) and self._context.permit(node):
                 self._set_inputs(node, [*node.inputs[:first], source, *node.inputs[first + length :]])
                 return

@@ -152,3 +152,13 @@ def test_slices_in_a_row(first: str, second: str, size: int) -> None:
         a = Slice (x, {first})  b = Slice (a, {second})  y = Relu (b)
     }}"""
     check_pass(MergeConcatsSplits(), text, ["Slice", "Relu"], count=1, weights=used(f"{first}, {second}"))
+
+
+def test_an_output_that_is_an_input_is_copied_once() -> None:
+    text = """
+        g (float[N, 4] x) => (float[N, 4] y) <int64[2] sizes = {1, 3}> {
+            a, b = Split <axis = 1> (x, sizes)
+            y = Concat <axis = 1> (a, b)
+        }
+    """
+    check_pass(MergeConcatsSplits(), text, ["Identity"], count=1)
