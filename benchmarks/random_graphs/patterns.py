@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal, final
 
 import numpy as np
@@ -185,6 +186,42 @@ def batch_norm(p: Plan, image: Known) -> Known:
     return w.make("BatchNormalization", inputs, made.dims, epsilon=1e-3)
 
 
+def hard_swish(p: Plan, x: Known) -> Known:
+    """x * Clip(x + 3, 0, 6) / 6, the gate divided first or last, or the gate alone."""
+    w = p.w
+    shifted = p.either("Add", x, p.number(3.0))
+    gate = w.make("Clip", [shifted, w.constant(0.0), w.constant(6.0)], shifted.dims)
+    if w.chance(0.5):
+        return w.on("Div", p.either("Mul", x, gate), p.number(6.0))
+    gate = w.on("Div", gate, p.number(6.0))
+    return p.either("Mul", x, gate) if w.chance(0.7) else gate
+
+
+def scaled(p: Plan, x: Known) -> Known:
+    """A Linear between scales: of its input, and of its result with the bias."""
+    w = p.w
+    if w.chance(0.6):
+        x = p.either("Mul", x, p.vector(WIDTH))
+    made = p.either("Add", w.matmul(x, w.weight(WIDTH, WIDTH)), p.vector(WIDTH))
+    return p.either("Mul", made, p.vector(WIDTH))
+
+
+def residual(p: Plan, image: Known) -> Known:
+    """A convolution of what is scaled and shifted for each channel, and what is added to it, activated."""
+    w, channels = p.w, int(image.dims[1])
+    row = (1, 1, channels, 1) if p.near == "axis" and image.dims[2] == channels else (1, channels, 1, 1)
+    given = p.either("Mul", image, w.weight(*row)) if w.chance(0.5) else image
+    given = p.either("Add", given, w.weight(*row)) if w.chance(0.5) else given
+    size = int(w.choose((1, 3)))
+    weights = [w.weight(channels, channels, size, size), *([w.weight(channels)] if w.chance(0.5) else [])]
+    pads = [size // 2] * 4
+    made = w.make("Conv", [given, *weights], image.dims, pads=pads)
+    if w.chance(0.8):
+        other = w.weight(1, channels, 1, 1) if p.near == "broadcast" else image
+        made = p.either("Add", made, other)
+    return w.unary(w.choose(("Relu", "Sigmoid", "Tanh")), made) if w.chance(0.7) else made
+
+
 def rotary(p: Plan, x: Known, angles: Known) -> Known:
     """Rotary embedding of heads [batch, heads, sequence, size], by angles [batch, sequence, size / 2]."""
     w, size = p.w, int(x.dims[-1])
@@ -264,9 +301,9 @@ def _anywhere(pattern: _Pattern) -> Callable[[Plan], Known | None]:
     return planted
 
 
-def _image(p: Plan) -> Known | None:
+def _image(p: Plan, pattern: _Pattern) -> Known | None:
     fitting = [x for x in p.w.values if x.dtype == FLOAT and x.rank == 4 and x.name.startswith("image")]
-    return batch_norm(p, fitting[0]) if fitting else None
+    return pattern(p, fitting[0]) if fitting else None
 
 
 def _heads(p: Plan) -> Known | None:
@@ -277,7 +314,9 @@ def _heads(p: Plan) -> Known | None:
 
 PATTERNS: Final[tuple[Callable[[Plan], Known | None], ...]] = (
     _anywhere(gelu), _anywhere(tanh_gelu), _anywhere(quick_gelu), _of_row(layer_norm), _of_row(layer_norm),
-    _of_row(rms_norm), _of_row(skip_norm), _image, _heads, _of_row(attention, 3), _of_row(attention, 3),
+    _of_row(rms_norm), _of_row(skip_norm), partial(_image, pattern=batch_norm), _heads,
+    _of_row(attention, 3), _of_row(attention, 3), _anywhere(hard_swish),
+    _of_row(scaled), partial(_image, pattern=residual),
 )  # fmt: skip
 INSIDE: Final = (gelu, quick_gelu)
 """Patterns that keep the dims, for bodies."""

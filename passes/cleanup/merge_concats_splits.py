@@ -110,6 +110,9 @@ class _Merger:
             if length == len(node.inputs) and source is not None:
                 self._become(node, source)
                 return
+            if 1 < length == len(node.inputs) and self._context.permit(node):  # an output that is an input
+                self._round.renew(node, "Identity", [source])
+                return
             if 1 < length < len(node.inputs) and self._context.permit(node):
                 self._set_inputs(node, [*node.inputs[:first], source, *node.inputs[first + length :]])
                 return
