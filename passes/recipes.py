@@ -9,7 +9,7 @@ from burnish.passes.recipe import Recipe
 CLEAN_UP: Final = (
     "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,"
     "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,"
-    "drop-zero-states,merge-slices,merge-concats-splits,eliminate-common-subexpressions,"
+    "drop-zero-states,merge-concats-splits,eliminate-common-subexpressions,"
     "deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""
@@ -18,10 +18,10 @@ _FUSE: Final = (
     "unflatten-linear,split-stacked,fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,"
     "fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,fuse-repeat,fuse-skip-norm,"
     "fuse-bias-gelu,fuse-dynamic-quantize,fuse-group-norm,lower-group-norm,remove-guards,merge-transposes,"
-    "merge-constants"
+    "merge-constants,merge-slices"
 )
-"""Caches are lowered first: their layers are then no attentions for others to fuse. Transposes and
-constants are merged last, when what they are part of has been recognised."""
+"""Caches are lowered first: their layers are then no attentions for others to fuse. Transposes, constants
+and slices are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation,fuse-matmul"
 """What quantisation would not know any more."""
 
