@@ -167,7 +167,8 @@ def _resize(call: Call) -> Sequence[Fact]:
         return [Fact(data.dtype)]
     if node.attributes.get_string("coordinate_transformation_mode") == "tf_crop_and_resize":
         return [Fact(data.dtype, tuple(call.shapes.fresh() for _ in data.shape))]  # by the region, too
-    if "axes" in node.attributes or "keep_aspect_ratio_policy" in node.attributes:
+    policy = node.attributes.get_string("keep_aspect_ratio_policy", "stretch")
+    if "axes" in node.attributes or policy != "stretch":
         return ask_onnx(call)
     sizes = call.input(3).content if call.has(3) else None
     if sizes is not None and len(sizes) == len(data.shape):
