@@ -64,6 +64,15 @@ def test_bias_of_the_linear_before_goes_along(operands: str) -> None:
     )
 
 
+def test_a_biased_value_added_to_itself_keeps_its_add() -> None:
+    """Found by random graphs: the Add was taken along, and read as the other summand."""
+    model = check_pass(
+        FuseSkipNorm(), graph(f"l = Add (x, bias)  a = Add (l, l)  {NORM}", x="float[B, S, 4] x"),
+        ["Add", "SkipLayerNormalization"], count=1, weights=WEIGHTS,
+    )  # fmt: skip
+    assert [len(node.inputs) for node in model.graph] == [2, 4]
+
+
 def test_bias_without_shift() -> None:
     fuse(
         graph("l = Add (x, bias)  a = Add (l, s)  y = LayerNormalization (a, scale)"),
