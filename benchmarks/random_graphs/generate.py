@@ -10,7 +10,8 @@ import onnx
 from onnx import helper
 
 from burnish.benchmarks.random_graphs.bodies import branch, loop
-from burnish.benchmarks.random_graphs.patterns import HEADS, WIDTH, plant, plant_inside
+from burnish.benchmarks.random_graphs.patterns import plant, plant_inside
+from burnish.benchmarks.random_graphs.plan import HEADS, WIDTH
 from burnish.benchmarks.random_graphs.shrink import read_by
 from burnish.benchmarks.random_graphs.steps import STEPS, keep
 from burnish.benchmarks.random_graphs.writer import BOOL, DOUBLE, FLOAT, INT64, Dims, Known, Writer

@@ -84,7 +84,7 @@ def _refusal(norm: ir.Node, add: ir.Node, context: Context) -> str | None:
 def _linear(add: ir.Node) -> Biased | None:
     """The Linear whose bias can be taken along: one summand, used only here."""
     if add.inputs[0] is add.inputs[1]:
-        return None  # x + x with a bias in both: it could be taken from one of them only
+        return None  # the other one would still be read
     for value in add.inputs:
         found = biased(value)
         if found is not None and obstacle([found.add, add], add.outputs) is None:
