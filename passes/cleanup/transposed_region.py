@@ -149,7 +149,8 @@ class Region:
                 if user in self.inside or user in self.ends or user is back:
                     _reread(user, result, value)
             value.name = None
-            result.name, back.name = name, f"node_{name}"
+            result.name = name
+            back.name = f"node_{self.round_.editor.fresh(f'{name}_back')}"  # torch's own node is node_NAME
             shapes[result] = fact
         value.name = self.round_.editor.fresh(f"{name}_stored")
         order = [perm.index(axis) for axis in range(len(perm))]

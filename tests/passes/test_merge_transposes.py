@@ -176,3 +176,22 @@ def test_constants_that_are_needed_as_they_were_are_copied_only_when_small() -> 
         text = f"g (float[200, 200] x) => ({'u' if extra else 'y'}) {{ {nodes}{extra} }}"
         model = parse(text, weights={"w": big})
         assert MergeTransposes().rewrite(model, Context()) == count
+
+
+def test_a_transpose_back_has_a_name_of_its_own() -> None:
+    model = parse(
+        """
+        g (float[N, 3, 4] x) => (float[N, 4, 3] y, float[N, 3, 4] z) {
+            t = Transpose <perm = [0, 2, 1]> (x)
+            s = Relu (t)
+            u = Neg (s)
+            y = Gelu (s)
+            z = Transpose <perm = [0, 2, 1]> (u)
+        }
+        """
+    )
+    for node in model.graph:
+        node.name = f"node_{node.outputs[0].name}"  # as torch names them
+    MergeTransposes().rewrite(model, Context())
+    names = [node.name for node in model.graph]
+    assert len(set(names)) == len(names), names
