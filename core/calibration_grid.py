@@ -14,7 +14,7 @@ import onnx_ir as ir
 _CONTRIB: Final = "com.microsoft"
 _IR_VERSION: Final = 10
 _LARGEST: Final = 1 << 22  # elements of a tensor
-_MOST_WORK: Final = 1 << 30  # multiplications: about 0.1 s on one core
+_MOST_WORK: Final = 1 << 29  # multiplications: about 0.05 s on one core
 Sizes = tuple[int, ...]
 Shapes = Sequence[Sizes]
 

@@ -16,8 +16,10 @@ from burnish.costs import (
     Run,
     load_costs,
     machine_class,
+    own_path,
     read_table,
     release,
+    shipped_path,
     write_table,
 )
 from burnish.errors import OutputError
@@ -115,10 +117,11 @@ def test_another_release_of_onnxruntime_is_another_run() -> None:
 def test_the_users_own_table_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped, both = tmp_path / "shipped.json", form("Gemm")
     monkeypatch.setattr(module, "shipped_path", lambda: shipped)
+    monkeypatch.setattr(module, "own_path", own_path)
     monkeypatch.setenv("BURNISH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     write_table(shipped, CostTable((run(Cost(form(), Ratio.exactly(2.0)), Cost(both, Ratio.exactly(2.0))),)))
-    write_table(module.own_path(), CostTable((run(Cost(both, Ratio.exactly(0.5))),)))
+    write_table(own_path(), CostTable((run(Cost(both, Ratio.exactly(0.5))),)))
     known = load_costs(run().key, {"batch": 1})
     assert known.of(form()) == Known(Ratio.exactly(2.0), "shipped")
     assert known.of(both) == Known(Ratio.exactly(0.5), "own")
@@ -135,6 +138,7 @@ def test_classes_of_machines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_shipped_table_can_be_read() -> None:
-    table = read_table(module.shipped_path())
+    table = read_table(shipped_path())
     assert table.version == module.FORMAT
+    assert table.runs
     assert all(each.cpu and each.onnxruntime and each.costs for each in table.runs)
