@@ -14,7 +14,7 @@ from typing import Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Names, all_graphs, bodies, nested, value_names
+from burnish.passes.base import Context, Names, all_graphs, bodies, is_op, nested, value_names
 from burnish.passes.base import is_templated as is_templated
 from burnish.passes.shapes import Call, Shapes
 
@@ -182,13 +182,20 @@ class Round:
         return new
 
     def replace(self, old: ir.Value, new: ir.Value | None) -> bool:
-        """Let `new` serve every use of `old` if it can, and if that is permitted."""
+        """Let `new` serve every use of `old`, if that is permitted.
+
+        Where both keep their names, as an input and an output of a graph do, an Identity is left.
+        """
         maker = old.producer()
-        if new is None or maker is None or not self.editor.can_replace(old, new):
+        if new is None or new is old or maker is None:
             return False
-        if not self.context.permit(maker):
+        replaceable = self.editor.can_replace(old, new)
+        if (not replaceable and is_op(maker, "Identity")) or not self.context.permit(maker):
             return False
-        self.editor.replace(old, new)
+        if replaceable:
+            self.editor.replace(old, new)
+        else:
+            self.renew(maker, "Identity", [new])
         return True
 
     def numbers(self, before: ir.Node, name: str, numbers: Sequence[int]) -> ir.Value:

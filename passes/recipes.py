@@ -8,8 +8,8 @@ from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
     "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,"
-    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,merge-reshapes,remove-expand,"
-    "drop-zero-states,merge-concats-splits,eliminate-common-subexpressions,"
+    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,remove-expand,drop-zero-states,"
+    "merge-concats-splits,merge-reshapes,remove-no-op,eliminate-common-subexpressions,"
     "deduplicate-initializers,remove-unused,infer-shapes"
 )
 """What every recipe starts and ends with."""

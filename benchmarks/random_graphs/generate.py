@@ -14,6 +14,7 @@ from burnish.benchmarks.random_graphs.patterns import plant, plant_inside
 from burnish.benchmarks.random_graphs.plan import HEADS, WIDTH
 from burnish.benchmarks.random_graphs.shrink import read_by
 from burnish.benchmarks.random_graphs.steps import STEPS, keep
+from burnish.benchmarks.random_graphs.twists import twist
 from burnish.benchmarks.random_graphs.writer import BOOL, DOUBLE, FLOAT, INT64, Dims, Known, Writer
 
 SIZES: Final = (
@@ -25,7 +26,7 @@ SIZES: Final = (
     {"b": 3, "s": 5},
 )
 """Of the dynamic dims, as far as a graph has them."""
-OPSETS: Final = (13, 17, 18, 20, 20, 23)
+OPSETS: Final = (13, 14, 15, 16, 17, 18, 19, 20, 20, 21, 22, 23, 24)
 _MOST_NODES: Final = 26
 """After which no more is written; what was begun is ended."""
 _MOST_RANK: Final = 5
@@ -63,13 +64,15 @@ def generate(seed: int) -> Graph:
             made = w.choose(STEPS)(w, _recent(w, len(inputs)))
         if made is not None and made.rank <= _MOST_RANK:
             w.values.append(made)
-    return Graph(seed, _model(w, inputs).SerializeToString(deterministic=True))
+    model = _model(w, inputs)
+    twist(model, np.random.default_rng([seed, 5]))
+    return Graph(seed, model.SerializeToString(deterministic=True))
 
 
 def _inputs(w: Writer) -> list[Known]:
-    """All that a graph may read; a quarter of them has one dynamic dim fixed, or both."""
+    """All that a graph may read; a quarter of them has one dynamic dim fixed, or both; some have one name."""
     b: Any = 2 if w.chance(0.25) else "b"
-    s: Any = 3 if w.chance(0.25) else "s"
+    s: Any = 3 if w.chance(0.25) else b if w.chance(0.1) else "s"
     table: tuple[tuple[str, int, Dims], ...] = (
         ("x", FLOAT, (b, s, WIDTH)), ("y", FLOAT, (b, s, WIDTH)), ("row", FLOAT, (b, 1, WIDTH)),
         ("matrix", FLOAT, (s, WIDTH)), ("vector", FLOAT, (WIDTH,)), ("scalar", FLOAT, ()),

@@ -89,6 +89,33 @@ def _split(place: _Place, draft: _Draft) -> bool:
     return True
 
 
+def _reshape(place: _Place, draft: _Draft) -> bool:
+    known = [size for size in place.dims if size is not None]
+    if len(known) == len(place.dims) and draft.rng.random() < 0.5:
+        shape = draft.constant(np.array([size or 0 for size in place.dims], np.int64))
+    else:
+        shape = f"{draft.result}_shape"
+        draft.add("Shape", [place.name], shape)
+    draft.add("Reshape", [place.name, shape], draft.result)
+    return True
+
+
+def _unsqueeze(place: _Place, draft: _Draft) -> bool:
+    axis = draft.constant(np.array([int(draft.rng.integers(len(place.dims) + 1))], np.int64))
+    draft.add("Unsqueeze", [place.name, axis], f"{draft.result}_wide")
+    draft.add("Squeeze", [f"{draft.result}_wide", axis], draft.result)
+    return True
+
+
+def _undone(op: str, kinds: tuple[int, ...]) -> Write:
+    def write(place: _Place, draft: _Draft) -> bool:
+        draft.add(op, [place.name], f"{draft.result}_undone")
+        draft.add(op, [f"{draft.result}_undone"], draft.result)
+        return place.dtype in kinds
+
+    return write
+
+
 RELATIONS: Final[dict[str, Write]] = {
     "Identity": _identity,
     "Cast to the same type": _cast,
@@ -96,18 +123,26 @@ RELATIONS: Final[dict[str, Write]] = {
     "Add of 0.0": _plus_zero(_FLOATS),
     "Transpose there and back": _transposes,
     "Split and Concat": _split,
+    "Reshape to the same shape": _reshape,
+    "Unsqueeze and Squeeze": _unsqueeze,
+    "Neg of Neg": _undone("Neg", (*_FLOATS, *_INTS)),
+    "Not of Not": _undone("Not", (onnx.TensorProto.BOOL,)),
 }
 _DIVIDING: Final = frozenset({"Div", "Pow", "Reciprocal"})
 _SIGN_OF_ZERO: Final = "it makes 0.0 of -0.0, which a division by what follows can see"
+_BEHIND_FUNCTIONS: Final = "the analysis of shapes says nothing of what a function gives, not even its type"
 _BEHIND_LOOPS: Final = "the analysis of shapes says nothing of what a Loop gives, not even its type"
 
 
 def why_it_stays(relation: str, model: bytes) -> str:
     """Why what is put in may be left; empty where it must vanish."""
-    ops = {node.op_type for node in onnx.ModelProto.FromString(model).graph.node}
+    proto = onnx.ModelProto.FromString(model)
+    ops = {node.op_type for node in proto.graph.node}
     if relation == "Add of 0.0" and ops & _DIVIDING:
         return _SIGN_OF_ZERO
-    return _BEHIND_LOOPS if "Loop" in ops and relation != "Identity" else ""
+    if relation == "Identity":
+        return ""
+    return _BEHIND_LOOPS if "Loop" in ops else _BEHIND_FUNCTIONS if proto.functions else ""
 
 
 def insert(model: bytes, relation: str, seed: int) -> bytes | None:
@@ -138,7 +173,7 @@ def _places(proto: onnx.ModelProto) -> list[_Place]:
 
 def _put_in(proto: onnx.ModelProto, place: _Place, draft: _Draft) -> bytes:
     nodes: list[onnx.NodeProto] = []
-    if any(info.name == place.name for info in proto.graph.input):
+    if not any(place.name in node.output for node in proto.graph.node):  # an input, or a constant
         nodes.extend(draft.nodes)
     for node in proto.graph.node:
         node.input[:] = [draft.result if name == place.name else name for name in node.input]

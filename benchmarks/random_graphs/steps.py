@@ -354,8 +354,48 @@ def sequence(w: Writer, x: Known) -> Known | None:
     return made
 
 
+def with_itself(w: Writer, x: Known) -> Known | None:
+    """One op of the same value twice."""
+    return None if x.dtype == BOOL else w.binary(w.choose(("Add", "Mul", "Max", "Sub")), x, x)
+
+
+def divide_whole(w: Writer, x: Known) -> Known | None:
+    """An integer divided by a constant, either of them negative at times; or what is left over."""
+    if x.dtype != INT64:
+        return None
+    by = w.constant(w.choose((1, 2, -3, 7, -1)), np.int64)
+    return w.binary(w.choose(("Div", "Mod")), x, by)
+
+
+def halve(w: Writer, x: Known) -> Known | None:
+    """Moved in half precision, as whole numbers: onnxruntime's CPU leaves out roundings between Casts."""
+    if x.dtype != FLOAT or x.rough:
+        return None
+    bounded = w.make("Clip", [x, w.constant(-8.0), w.constant(8.0)], x.dims)
+    half = w.cast(w.unary("Floor", bounded), HALF)
+    for _ in range(int(w.rng.integers(1, 3))):
+        moved = w.choose((transpose, unsqueeze, cut, reshape, concat))(w, half)
+        half = half if moved is None else moved
+        half = w.unary(w.choose(("Neg", "Abs", "Relu", "Identity")), half)
+    return w.cast(half, FLOAT)
+
+
+def gemm(w: Writer, x: Known) -> Known | None:
+    """A Gemm of a matrix with a weight; alpha, beta and the third input as they come."""
+    if x.dtype != FLOAT or x.rank != 2 or not isinstance(x.dims[1], int):
+        return None
+    rows, columns, flipped = int(x.dims[1]), int(w.choose((4, 8))), w.chance(0.5)
+    weight = w.weight(columns, rows) if flipped else w.weight(rows, columns)
+    shapes = ((), (1,), (columns,), (1, columns))
+    third = [w.weight(*w.choose(shapes))] if w.chance(0.6) else []
+    said = {"alpha": 0.5, "beta": 2.0} if w.chance(0.5) else {}
+    dims = (x.dims[0], columns)
+    return w.make("Gemm", [x, weight, *third], dims, transB=int(flipped), **said)
+
+
 STEPS: Final[tuple[Step, ...]] = (
     unary, unary, arithmetic, arithmetic, arithmetic, divide, logic, compare, where, where, cast, cast, clip,
     reduce, linear, softmax, transpose, transpose, unsqueeze, unsqueeze, reshape, merge, part, cut, cut,
-    reverse, gather, gather, expand, join, concat, pad, tile, fill, dropout, widen, sequence,
+    reverse, gather, gather, expand, join, concat, pad, tile, fill, dropout, widen, sequence, with_itself,
+    divide_whole, halve, gemm, gemm,
 )  # fmt: skip

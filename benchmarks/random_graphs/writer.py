@@ -20,8 +20,9 @@ INTS: Final = (INT64, INT32)
 
 _ROUNDING: Final = frozenset(
     {
-        "BatchNormalization", "Conv", "Cos", "Div", "Erf", "Exp", "LayerNormalization", "MatMul", "Pow",
-        "Reciprocal", "ReduceMean", "ReduceSum", "Sigmoid", "Sin", "Softmax", "Softplus", "Sqrt", "Tanh",
+        "BatchNormalization", "Conv", "Cos", "Div", "Erf", "Exp", "Gemm", "LayerNormalization", "MatMul",
+        "Pow", "Reciprocal", "ReduceMean", "ReduceSum", "Sigmoid", "Sin", "Softmax", "Softplus", "Sqrt",
+        "Tanh",
     }
 )  # fmt: skip
 """Ops whose result a pass may move in its last bits, by fusing or by another order."""

@@ -45,6 +45,7 @@ class DropZeroStates(Pass):
 
     name: ClassVar[str] = "drop-zero-states"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset(op_type for _, op_type in _STATES)
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many operators lost their states."""

@@ -108,7 +108,7 @@ class _Merger:
             length = self._joined(node, first, maker)
             source = maker.inputs[0]
             if length == len(node.inputs) and source is not None:
-                self._become(node, source)
+                self._round.replace(node.outputs[0], source)
                 return
             if 1 < length == len(node.inputs) and self._context.permit(node):  # an output that is an input
                 self._round.renew(node, "Identity", [source])
@@ -116,13 +116,6 @@ class _Merger:
             if 1 < length < len(node.inputs) and self._context.permit(node):
                 self._set_inputs(node, [*node.inputs[:first], source, *node.inputs[first + length :]])
                 return
-
-    def _become(self, node: ir.Node, source: ir.Value) -> None:
-        """Let `source` serve for a Concat; as an Identity where both are inputs and outputs of a graph."""
-        if self._round.editor.can_replace(node.outputs[0], source):
-            self._round.replace(node.outputs[0], source)
-        elif self._context.permit(node):
-            self._round.renew(node, "Identity", [source])
 
     def _joined(self, node: ir.Node, first: int, maker: ir.Node) -> int:
         """How many inputs from the first on are all of what `maker` reads, in order; 0: they are not."""

@@ -65,8 +65,7 @@ class _Merger:
             return
         perm = [perms[0][axis] for axis in perms[1]]
         if perm == sorted(perm):
-            if self._editor.can_replace(node.outputs[0], inner.inputs[0]) and self._context.permit(node):
-                self._editor.replace(node.outputs[0], inner.inputs[0])
+            self._round.replace(node.outputs[0], inner.inputs[0])
         elif feeds_only(inner, node) and self._context.permit(node):
             self._round.renew(node, "Transpose", [inner.inputs[0]], perm=perm)
 
@@ -111,10 +110,7 @@ class _Merger:
                 return
         inner = _maker(node, "Squeeze", "Unsqueeze")
         source = None if inner is None or not self._undoes(node, inner) else inner.inputs[0]
-        if source is None or not self._editor.can_replace(node.outputs[0], source):
-            return
-        if self._context.permit(node):
-            self._editor.replace(node.outputs[0], source)
+        self._round.replace(node.outputs[0], source)
 
     def _undoes(self, node: ir.Node, inner: ir.Node) -> bool:
         """Squeeze and Unsqueeze of the same axes, which works without knowing a rank."""

@@ -27,6 +27,7 @@ class MergeSlices(Pass):
 
     name: ClassVar[str] = "merge-slices"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Slice"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many Splits were made."""

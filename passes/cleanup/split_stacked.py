@@ -31,6 +31,7 @@ class SplitStacked(Pass):
 
     name: ClassVar[str] = "split-stacked"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Reshape"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many stacks were split."""

@@ -33,6 +33,7 @@ class FuseConvActivation(Pass):
 
     name: ClassVar[str] = "fuse-conv-activation"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Conv", "FusedConv"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many sums and activations were fused."""

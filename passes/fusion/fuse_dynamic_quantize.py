@@ -28,6 +28,7 @@ class FuseDynamicQuantize(Pass):
 
     name: ClassVar[str] = "fuse-dynamic-quantize"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"MatMulInteger"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many products were fused."""

@@ -31,6 +31,7 @@ class FuseGroupNorm(Pass):
 
     name: ClassVar[str] = "fuse-group-norm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"InstanceNormalization"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many norms were fused."""

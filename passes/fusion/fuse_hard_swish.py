@@ -33,6 +33,7 @@ class FuseHardSwish(Pass):
 
     name: ClassVar[str] = "fuse-hard-swish"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Clip", "HardSigmoid"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many activations were fused."""

@@ -26,6 +26,7 @@ class FuseMatMul(Pass):
 
     name: ClassVar[str] = "fuse-matmul"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"MatMul"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many products were fused."""

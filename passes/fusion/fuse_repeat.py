@@ -29,6 +29,7 @@ class FuseRepeat(Pass):
 
     name: ClassVar[str] = "fuse-repeat"
     numerics: ClassVar[Numerics] = Numerics.EXACT
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Expand"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many repetitions were fused."""

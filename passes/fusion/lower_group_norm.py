@@ -30,6 +30,7 @@ class LowerGroupNorm(Pass):
 
     name: ClassVar[str] = "lower-group-norm"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"GroupNormalization"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many norms were written out."""

@@ -41,6 +41,7 @@ class UnflattenLinear(Pass):
 
     name: ClassVar[str] = "unflatten-linear"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Reshape"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many stretches were brought back."""

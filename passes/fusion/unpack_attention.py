@@ -27,6 +27,7 @@ class UnpackAttention(Pass):
 
     name: ClassVar[str] = "unpack-attention"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
+    looks_for: ClassVar[frozenset[str]] = frozenset({"Attention"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many projections were taken out."""

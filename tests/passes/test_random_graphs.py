@@ -216,6 +216,7 @@ def test_a_hundred_random_graphs() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_five_thousand_random_graphs() -> None:
     sweep(range(100, 5100))
 
@@ -268,6 +269,7 @@ def agree(seed: int) -> str:
     return "equal" if verdict is not None else ("different" if not all(whole) else "unsure")
 
 
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seeds", [range(150), pytest.param(range(150, 3000), marks=pytest.mark.slow)])
 def test_comparing_at_changes_finds_what_comparing_the_whole_finds(seeds: range) -> None:
     found = Counter(map(agree, seeds))
