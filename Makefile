@@ -1,6 +1,6 @@
 # make demo | test | setup | test-all | lint | bench | bench-optimize | bench-decode | bench-export |
-# bench-export-memory | bench-scale | bench-node-suite | fuzz-graphs. Everything is set up on first use; nothing is
-# assumed installed but Python 3.11 and access to PyPI.
+# bench-export-memory | bench-scale | bench-memory | bench-node-suite | fuzz-graphs. Everything is set up on
+# first use; nothing is assumed installed but Python 3.11 and access to PyPI.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 PYTHON ?= python3.11
@@ -18,7 +18,7 @@ EMPTY := build/empty
 PYTEST := cd $(EMPTY) && $(BIN)/pytest -c $(CURDIR)/setup.cfg --rootdir $(CURDIR) $(CURDIR)/tests
 
 .PHONY: setup demo test test-all lint bench bench-optimize bench-decode bench-export bench-export-memory \
-        bench-scale bench-node-suite fuzz-graphs clean
+        bench-scale bench-memory bench-node-suite fuzz-graphs clean
 
 setup: $(VENV)/.wheel
 
@@ -91,6 +91,11 @@ bench-export-memory: setup .venv-peers-export/.requirements
 # How the cost of optimising grows from 1,000 to 100,000 nodes.
 bench-scale: setup
 	@$(BIN)/python -P -m burnish.benchmarks.scale --output build/scale --results benchmarks/results
+
+# Peak memory of optimising a large model, checked, beside peers; GIGABYTES=0.3 for a try (20 GB of disk otherwise).
+GIGABYTES ?= 2.5
+bench-memory: setup .venv-peers/.requirements
+	@$(BIN)/python -P -m burnish.benchmarks.memory --gigabytes $(GIGABYTES) --peers .venv-peers/bin/python --output build/memory --results benchmarks/results
 
 # ONNX's node tests under burnish and its peers; a quarter of an hour on two cores.
 bench-node-suite: setup .venv-peers/.requirements

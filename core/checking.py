@@ -21,10 +21,11 @@ from burnish.difference import Difference, worst
 from burnish.errors import ModelError, OutputError
 from burnish.fallback_sizes import fallback_sizes
 from burnish.feeds import assignments, dynamic_dims, make_feeds
+from burnish.files import write_scratch
 from burnish.kv_cache import Case, InPlace
 from burnish.lending import judge
 from burnish.manifest import Manifest
-from burnish.model import expose, signature, to_bytes
+from burnish.model import Split, expose, signature, to_bytes
 from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
 from burnish.region_check import compare_regions
@@ -51,7 +52,9 @@ _PROMISE: Final = (
 _ENOUGH: Final = (
     4  # assignments of the dynamic dims that a check is meant to cover; topped up at fallback sizes
 )
-_ONE_PROTO: Final = 1_500_000_000  # bytes of weights above which a model goes through a file (2 GB limit)
+_DATA: Final = "model.onnx.data"
+_ONE_PROTO: Final = 128_000_000
+"""Bytes of weights above which a model goes through a file: in memory it would be there four times."""
 
 
 @final
@@ -291,7 +294,7 @@ def _run(
 
 
 class model_file:  # noqa: N801 - a context manager, named as one
-    """A model as onnxruntime takes it: bytes, or a temporary file where the weights pass 1.5 GB.
+    """A model as onnxruntime takes it: bytes, or a temporary file where the weights are large.
 
     Raises:
         OutputError: there is no room for that file (DISK_FULL).
@@ -307,11 +310,13 @@ class model_file:  # noqa: N801 - a context manager, named as one
         self._folder = tempfile.TemporaryDirectory(prefix="burnish-")
         path = Path(self._folder.name) / "model.onnx"
         try:
-            ir.save(self._model, path, external_data="model.onnx.data")
-        except OSError as error:
+            split = Split(self._model)
+            write_scratch(path.with_name(_DATA), split.content(), path)
+            write_scratch(path, [split.to_bytes(_DATA)], path)
+        except OutputError as error:
             self._folder.cleanup()
             raise OutputError(
-                f"No room for a temporary copy of the model in '{path.parent.parent}': {error.strerror}.",
+                f"No room for a temporary copy of the model in '{path.parent.parent}': {error.what}",
                 "Free disk space there, or point TMPDIR to a place with room for its weights.",
                 code="DISK_FULL",
             ) from error
@@ -324,10 +329,10 @@ class model_file:  # noqa: N801 - a context manager, named as one
 
 def executed(model: ir.Model) -> str:
     """What onnxruntime's CPU provider really runs, read from the graph that it executes."""
-    from burnish.runtime.session import Session
+    from burnish.runtime.session import executed_ops
 
-    with model_file(model) as source, Session(source, threads=1) as session:
-        ops = session.executed_ops()
+    with model_file(model) as source:
+        ops = executed_ops(source)
     heavy = {op: count for op, count in ops.items() if op.rpartition("::")[2] in _HEAVY}
     return f"onnxruntime executes {sum(ops.values())} nodes, of them " + (
         ", ".join(f"{count} {op}" for op, count in heavy.items()) or "none of the heavy ops"

@@ -202,17 +202,7 @@ class Session:
 
     def _executed(self, read: Callable[[Path], T]) -> T:
         self._live()
-        with tempfile.TemporaryDirectory(prefix="burnish-ops-") as folder:
-            path = Path(folder) / "executed.onnx"
-            try:
-                self._opener.open(lambda options: _save_into(options, path))
-            except ModelError as error:
-                raise SessionError(
-                    f"The ops that {self.provider} executes cannot be listed: {error.what}",
-                    "Such a provider compiles the graph; see session.placement_summary.",
-                    code="EP_OPAQUE",
-                ) from error
-            return read(path)
+        return _executed(self._opener, read)
 
     def close(self) -> None:
         """Free the model; calls after that raise SessionError. Closing again does nothing."""
@@ -298,15 +288,41 @@ def _check_target(model: Opened, provider: str) -> None:
         )
 
 
+def executed_ops(source: Source) -> dict[str, int]:
+    """As `Session.executed_ops` on the CPU, without a session beside: a large model is loaded once.
+
+    Raises:
+        ModelError, ExternalDataError, ArtifactError: the model cannot be used; the code says why.
+        SessionError: onnxruntime cannot load it (EP_OPAQUE).
+    """
+    opener = Opener(open_model(source), "cpu", make_options(None), threads=1)
+    return _executed(opener, op_counts)
+
+
+def _executed(opener: Opener, read: Callable[[Path], T]) -> T:
+    with tempfile.TemporaryDirectory(prefix="burnish-ops-") as folder:
+        path = Path(folder) / "executed.onnx"
+        try:
+            opener.open(lambda options: _save_into(options, path))
+        except ModelError as error:
+            raise SessionError(
+                f"The ops that {opener.provider} executes cannot be listed: {error.what}",
+                "Such a provider compiles the graph; see session.placement_summary.",
+                code="EP_OPAQUE",
+            ) from error
+        return read(path)
+
+
 def _profile_into(options: ort.SessionOptions, folder: Path) -> None:
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "run")
 
 
 def _save_into(options: ort.SessionOptions, path: Path) -> None:
-    """Weights go to a file of their own: otherwise a model over 2 GB cannot be saved."""
+    """Weights go to a file of their own: otherwise a model over 2 GB cannot be saved. Nothing is packed."""
     options.optimized_model_filepath = str(path)
     prefix = "session.optimized_model_external_initializers"
+    options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry(f"{prefix}_file_name", "weights")
     options.add_session_config_entry(f"{prefix}_min_size_in_bytes", "1024")
 
