@@ -98,7 +98,7 @@ included; peak USS is what no other process shares, sampled.
 
 
 @click.command()
-@click.option("--gigabytes", type=click.FloatRange(0.1, 50), default=2.5, show_default=True)
+@click.option("--gigabytes", type=click.FloatRange(0.001, 50), default=2.5, show_default=True)
 @click.option("--output", type=click.Path(path_type=Path), default=Path("build/memory"), show_default=True)
 @click.option("--peers", type=click.Path(path_type=Path),
               help="Python of an environment with requirements/peers.txt.")  # fmt: skip

@@ -62,7 +62,7 @@ def test_the_report_says_whether_the_promise_was_kept() -> None:
 
 
 def test_the_command_makes_measures_and_removes(tmp_path: Path) -> None:
-    done = CliRunner().invoke(main, ["--gigabytes", "0.1", "--output", str(tmp_path)])
+    done = CliRunner().invoke(main, ["--gigabytes", "0.001", "--output", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "| burnish checked |" in done.output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["burnish.log", "memory.json", "memory.md"]
