@@ -84,7 +84,7 @@ def _merge(value: ir.Value, axis: int, pieces: list[_Piece], round_: Round) -> N
         num_outputs=len(order),
     )
     split.metadata_props.update(first.metadata_props)
-    split.name = f"{first.name or value.name}_split"
+    split.name = f"node_{editor.fresh(f'{value.name}_split')}"
     if first.graph is not None:
         first.graph.insert_before(first, split)
     for result, (_, _, node) in zip(split.outputs, order, strict=True):

@@ -64,3 +64,14 @@ KEPT = {
 @pytest.mark.parametrize(("nodes", "x", "outputs"), KEPT.values(), ids=KEPT)
 def test_what_is_no_partition_stays(nodes: str, x: str, outputs: str) -> None:
     check_pass(MergeSlices(), graph(nodes, x, outputs), count=0)
+
+
+def test_along_two_axes_there_are_two_splits() -> None:
+    nodes = (
+        "a = Slice (x, n0, n2, n1)  b = Slice (x, n2, n5, n1)  "
+        "c = Slice (x, n0, n1, n0)  d = Slice (x, n1, n3, n0)  u = Neg (c)  v = Neg (d)"
+    )
+    outputs = "float[3, 2] y, float[3, 3] z, float[1, 5] u, float[2, 5] v"
+    model = check_pass(MergeSlices(), graph(nodes, "float[3, 5] x", outputs), count=2)
+    splits = [node for node in model.graph if node.op_type == "Split"]
+    assert len({node.name for node in splits}) == len(splits) == 2
