@@ -152,7 +152,14 @@ def _timer(threads: int | None) -> Measure:
     from burnish.runtime.timing import compare_speed
 
     def measure(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> Ratio:
-        return compare_speed(to_bytes(a), to_bytes(b), feeds, threads=threads, budget_s=_BUDGET_S)
+        first, second = to_bytes(a), to_bytes(b)
+        ratio = compare_speed(first, second, feeds, threads=threads, budget_s=_BUDGET_S)
+        if not ratio.exceeds(MARGIN):
+            return ratio
+        # What passes act upon is measured twice: a busy moment can last for a whole measurement.
+        again = compare_speed(first, second, feeds, threads=threads, budget_s=_BUDGET_S)
+        low, high = min(ratio.low, again.low), max(ratio.high, again.high)
+        return Ratio(min(ratio.value, again.value), low, high, ratio.rounds + again.rounds)
 
     return measure
 

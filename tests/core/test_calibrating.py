@@ -1,5 +1,6 @@
 """What `burnish calibrate-costs` measures and keeps; times are made up, but for one."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -164,6 +165,24 @@ def test_changes_against_the_shipped_table(tmp_path: Path, monkeypatch: pytest.M
 def test_threads_are_another_class_of_machines() -> None:
     assert run_here("cpu", 1).machine.endswith(", 1 thread")
     assert run_here("cpu", 4).key != run_here("cpu", 1).key
+
+
+@pytest.mark.parametrize(
+    ("ratios", "kept"),
+    [
+        ([Ratio(2.0, 1.5, 2.5, 5), Ratio(0.9, 0.8, 1.0, 7)], Ratio(0.9, 0.8, 2.5, 12)),
+        ([Ratio(2.0, 1.5, 2.5, 5), Ratio(3.0, 1.2, 4.0, 5)], Ratio(2.0, 1.2, 4.0, 10)),
+        ([Ratio(0.9, 0.8, 1.0, 5)], Ratio(0.9, 0.8, 1.0, 5)),
+    ],
+)
+def test_what_comes_out_as_slower_is_measured_twice(
+    ratios: list[Ratio], kept: Ratio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, one = list(ratios), dataclasses.replace(FEW[0], grid=FEW[0].grid[:1])
+    monkeypatch.setattr("burnish.runtime.timing.compare_speed", lambda *_, **__: left.pop(0))
+    result = calibrate_costs(output=tmp_path / "c.json", families=[one])
+    assert [cost.ratio for cost in result.run.costs] == [kept]
+    assert left == []
 
 
 def sizes_of(op_type: str) -> int:
