@@ -361,10 +361,8 @@ def with_itself(w: Writer, x: Known) -> Known | None:
 
 def divide_whole(w: Writer, x: Known) -> Known | None:
     """An integer divided by a constant, either of them negative at times; or what is left over."""
-    if x.dtype != INT64:
-        return None
     by = w.constant(w.choose((1, 2, -3, 7, -1)), np.int64)
-    return w.binary(w.choose(("Div", "Mod")), x, by)
+    return w.binary(w.choose(("Div", "Mod")), x, by) if x.dtype == INT64 else None
 
 
 def halve(w: Writer, x: Known) -> Known | None:
@@ -388,9 +386,9 @@ def gemm(w: Writer, x: Known) -> Known | None:
     weight = w.weight(columns, rows) if flipped else w.weight(rows, columns)
     shapes = ((), (1,), (columns,), (1, columns))
     third = [w.weight(*w.choose(shapes))] if w.chance(0.6) else []
-    said = {"alpha": 0.5, "beta": 2.0} if w.chance(0.5) else {}
-    dims = (x.dims[0], columns)
-    return w.make("Gemm", [x, weight, *third], dims, transB=int(flipped), **said)
+    alpha, beta = (0.5, 2.0) if w.chance(0.5) else (1.0, 1.0)
+    inputs, dims = [x, weight, *third], (x.dims[0], columns)
+    return w.make("Gemm", inputs, dims, transB=int(flipped), alpha=alpha, beta=beta)
 
 
 STEPS: Final[tuple[Step, ...]] = (
