@@ -34,11 +34,15 @@ def test_a_call_becomes_its_body_with_its_attributes() -> None:
 
 
 def test_names_stay_apart_in_many_calls_and_in_branches() -> None:
-    text = HEAD + (
-        "g (float[N, 3] x, bool c) => (float[N, 3] y) { f = local.twice (x)  t = local.twice (f)"
-        "  y = If (c) <then_branch = a () => (z) { f_2 = Neg (t)  z = local.twice (f_2) },"
-        " else_branch = b () => (z) { z = Add (t, x) }> }"
-    ) + function("twice (a) => (b)", "f = Add (a, a)  b = Neg (f)")
+    text = (
+        HEAD
+        + (
+            "g (float[N, 3] x, bool c) => (float[N, 3] y) { f = local.twice (x)  t = local.twice (f)"
+            "  y = If (c) <then_branch = a () => (z) { f_2 = Neg (t)  z = local.twice (f_2) },"
+            " else_branch = b () => (z) { z = Add (t, x) }> }"
+        )
+        + function("twice (a) => (b)", "f = Add (a, a)  b = Neg (f)")
+    )
     model = check_pass(InlineFunctions(), text, count=1)
     assert len(made(model)) == 9
     assert len(set(made(model))) >= 8  # both branches make a `z`

@@ -267,6 +267,8 @@ def test_contents_of_the_parts_of_a_split() -> None:
         weights={"sizes": np.array([1, 2]), "wrong": np.array([1, 3])},
     )
     assert [spelt(found[name].content) for name in "pqr"] == ["batch", "sequence,8", "?"]
+
+
 @pytest.mark.parametrize(
     ("expression", "shape"),
     [
