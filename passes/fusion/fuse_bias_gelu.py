@@ -24,7 +24,7 @@ class FuseBiasGelu(Pass):
 
     name: ClassVar[str] = "fuse-bias-gelu"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
-    looks_for: ClassVar[frozenset[str]] = frozenset({"Gelu"})
+    looks_for: ClassVar[frozenset[str]] = frozenset({"FastGelu", "Gelu"})
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many biases were fused."""

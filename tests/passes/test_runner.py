@@ -321,6 +321,7 @@ def test_every_pass_keeps_functions_and_branches_right(name: str) -> None:
 
 
 COUNTS = {
+    "inline-functions": 1,
     "remove-identity": 4,
     "fold-constants": 0,
     "eliminate-common-subexpressions": 1,
