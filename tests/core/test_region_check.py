@@ -9,6 +9,7 @@ import pytest
 from burnish.checking import DifferentialChecker
 from burnish.feeds import assignments, make_feeds
 from burnish.kv_cache import Case
+from burnish.lending import judge
 from burnish.model import copy_model, load_model, signature
 from burnish.numbering import Unnumbered
 from burnish.passes.base import Context, Numerics
@@ -16,7 +17,9 @@ from burnish.passes.editing import Editor
 from burnish.passes.fusion.fuse_gelu import FuseGelu
 from burnish.region_check import compare_regions
 from burnish.regions import Regions
+from burnish.runtime.reference import Reference
 from burnish.testing import parse
+from burnish.waypoints import Results
 
 LAYERS = 4
 TOLERANCE = Numerics.ROUNDING.tolerance
@@ -279,3 +282,50 @@ def test_the_number_of_sizes_is_known_to_resize() -> None:
     after.graph.insert_before(resize, absolute)
     resize.replace_input_with(0, absolute.outputs[0])
     assert compare_regions(before, after, cases(before), TOLERANCE) is not None
+
+
+def test_results_are_known_again_in_a_copy_and_in_nothing_else() -> None:
+    model = layers()
+    known = Results(model, [{"y": np.zeros(1)}])
+    assert known.of(copy_model(model)) is not None
+    for change in ("weight", "attribute", "operator", "output", "input", "opset"):
+        other = copy_model(model)
+        if change == "weight":
+            other.graph.initializers["w1"].const_value = ir.tensor(WEIGHTS["w1"].copy())
+        elif change == "attribute":
+            node_of(other, "s1").attributes["unknown"] = ir.AttrInt64("unknown", 1)
+        elif change == "operator":
+            node_of(other, "s1").op_type = "Sub"
+        elif change == "output":
+            other.graph.outputs.append(node_of(other, "s1").outputs[0])
+        elif change == "input":
+            other.graph.inputs[0].dtype = ir.DataType.DOUBLE
+        else:
+            other.graph.opset_imports[""] = 21
+        assert known.of(other) is None, change
+
+
+def test_results_of_a_model_that_is_changed_afterwards_are_not_those_of_the_new_one() -> None:
+    model = layers()
+    known, copy = Results(model, [{"y": np.zeros(1)}]), copy_model(model)
+    FuseGelu().rewrite(model, Context())
+    assert known.of(model) is None
+    assert known.of(copy) is not None
+
+
+def test_the_source_runs_once_for_all_passes_and_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[ir.Model] = []
+
+    def counted(model: ir.Model) -> Reference:
+        opened.append(model)
+        return judge(model)
+
+    monkeypatch.setattr("burnish.checking.judge", counted)
+    source = layers()
+    checker = DifferentialChecker(signature(source), by_region=True)
+    assert checker(copy_model(source), fused(source), Numerics.ROUNDING).places
+    assert checker.deployed(source, fused(source), Numerics.ROUNDING).difference.max_rel < 1e-5
+    assert len(opened) == 1
+    wrong = fused(source)
+    node_of(wrong, "p1").replace_input_with(1, wrong.graph.initializers["w2"])
+    assert checker.deployed(source, wrong, Numerics.ROUNDING).difference.max_rel > TOLERANCE
