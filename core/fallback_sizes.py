@@ -13,27 +13,29 @@ from burnish.feeds import Assignment, are_large, assignments, dynamic_dims, is_b
 from burnish.manifest import DimRange, TensorSpec
 
 _PAIRS: Final = ((1, 7), (2, 1), (3, 16), (1, 2), (1, 1), (1, 16), (1, 32), (2, 64), (3, 96), (1, 160))
+_LONG: Final = ((1, 480), (2, 1040), (1, 1600), (1, 4000))
+"""For signals: the convolutions of a speech model want 400 samples or more."""
 
 
 def fallback_sizes(
     specs: Sequence[TensorSpec], dims: Mapping[str, DimRange] | None = None
 ) -> Iterator[Assignment]:
-    """Assignments beside the usual ones: all dims but the batch are equal, from 1 to 160 and in range.
+    """Assignments beside the usual ones: all dims but the batch are equal, from 1 to 4,000 and in range.
 
-    Those at which the inputs are large come last. A first dim without a name of its own (`x.0`,
-    Paddle's `DynamicDimension.0`) counts as a batch here.
+    Those at which the inputs are large come last; above 160 they are left out. A first dim without a name
+    of its own (`x.0`, Paddle's `DynamicDimension.0`) counts as a batch here.
     """
     names = dynamic_dims(specs)
     tried, large = assignments(specs, dims), []
-    for batch, size in _PAIRS:
+    for batch, size in (*_PAIRS, *_LONG):
         first = {name: batch for name in names if is_batch(name) or name.endswith(".0")}
         wanted = typical_sizes(specs, dims, batch=batch, other=size, given=_in_range(first, dims))
         if wanted not in tried:
             tried.append(wanted)
-            if are_large(specs, wanted):
-                large.append(wanted)
-            else:
+            if not are_large(specs, wanted):
                 yield wanted
+            elif (batch, size) in _PAIRS:
+                large.append(wanted)
     yield from large
 
 

@@ -5,6 +5,7 @@ Only what the places need is run: the model up to the last of them, and of the c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final, final
 
@@ -14,11 +15,12 @@ import onnx_ir as ir
 
 from burnish.difference import Difference, difference
 from burnish.errors import ModelError
+from burnish.feeds import is_batch
 from burnish.kv_cache import Case
 from burnish.lending import judge, lendable, place_holder
 from burnish.numbering import Side, Unnumbered, operands
 from burnish.passes.runner import Verdict
-from burnish.regions import Region, Regions
+from burnish.regions import Kind, Region, Regions
 from burnish.runtime.reference import Reference
 from burnish.waypoints import Waypoints
 from burnish.weights import in_memory
@@ -37,6 +39,8 @@ def compare_regions(
     waypoints: Waypoints | None = None,
 ) -> Verdict | None:  # fmt: skip
     """How far apart the two are at the changed places; of places where the same was done, at the first.
+
+    Those of them that have weights of their own are compared on one case.
 
     A value that keeps its name but is another one on purpose (in another layout, say) is no place to compare
     at: what is computed from it is.
@@ -58,23 +62,66 @@ def compare_regions(
         try:
             regions = Regions(before, after, apart)
             kinds = regions.kinds()
-            places = _Places(regions, [kind[0] for kind in kinds], waypoints)
             if not kinds:
                 judge(after)  # what has changed is no value; the model must still load
-            found = [places.compare(number, feeds) for number, (_, feeds) in enumerate(cases)]
+            found, made, where = _compared(regions, kinds, cases, waypoints)
         except (Unnumbered, ModelError):
             return None
         beyond = {each.name for case in found for each in case if not each.within(_SHARE * tolerance)}
         if not beyond:
             if waypoints is not None:
-                places.remember(waypoints)
-            where = f"at {len(regions.all)} changed values of {len(kinds)} kinds, once a kind"
+                waypoints.add(regions.before, made)
+                waypoints.equal(regions.before, regions.after, regions.compared)
             return _verdict(found, cases, where)
-        further = {region.root for kind in kinds if kind[0].root in beyond for region in kind} - outputs
+        guilty = (kind for kind in kinds if any(region.root in beyond for region in kind.regions))
+        further = {region.root for kind in guilty for region in kind.regions} - outputs
         if not further:
             return None
         apart |= further
     return None
+
+
+def _compared(
+    regions: Regions, kinds: Sequence[Kind], cases: Sequence[Case], waypoints: Waypoints | None
+) -> tuple[list[list[Difference]], list[Arrays], str]:
+    """How far apart the places are on each case, what was computed for that, and which places it was.
+
+    The first place of a kind is compared on every case. The others are covered by it; but where they have
+    weights of their own, which no size depends on, those are compared too, on one case that tells.
+    """
+    first = [kind.regions[0] for kind in kinds]
+    own = [region for kind in kinds if kind.own_weights for region in kind.regions[1:]]
+    known = [] if waypoints is None else waypoints.of(regions.before)
+    narrow = _Places(regions, first, known)
+    wide = _Places(regions, [*first, *own], known) if own else narrow
+    telling = _telling(cases)
+    found, made = [], []
+    for number, (_, feeds) in enumerate(cases):
+        apart, values = (wide if number in telling else narrow).compare(number, feeds)
+        found.append(apart)
+        made.append(values)
+    where = f"at {len(regions.all)} changed values of {len(kinds)} kinds, once a kind"
+    if own and len(telling) < len(cases):
+        sizes = ", ".join(f"{name}={size}" for name, size in cases[telling[0]][0].items())
+        where += f"; {len(own)} of them, equal but for their weights, at {sizes} alone"
+    elif own:
+        where += f"; {len(own)} of them, equal but for their weights, each"
+    return found, made, where
+
+
+def _telling(cases: Sequence[Case]) -> Sequence[int]:
+    """The case at which every weight counts: the largest sizes, the fewest examples; all, where none does.
+
+    Of one element, softmax and the norms make the same whatever the weights before them.
+    """
+
+    def order(number: int) -> tuple[int, int]:
+        sizes, feeds = cases[number]
+        length = math.prod(size for name, size in sizes.items() if not is_batch(name))
+        return -length, sum(array.nbytes for array in feeds.values())
+
+    many = [number for number, (sizes, _) in enumerate(cases) if all(size > 1 for size in sizes.values())]
+    return [min(many, key=order)] if many else range(len(cases))
 
 
 def _verdict(found: Sequence[Sequence[Difference]], cases: Sequence[Case], places: str) -> Verdict:
@@ -87,11 +134,10 @@ def _verdict(found: Sequence[Sequence[Difference]], cases: Sequence[Case], place
 class _Places:
     """Both computations of some places, ready to run."""
 
-    def __init__(self, regions: Regions, chosen: Sequence[Region], waypoints: Waypoints | None) -> None:
+    def __init__(self, regions: Regions, chosen: Sequence[Region], known: Sequence[Arrays]) -> None:
         self._regions, self._chosen = regions, chosen
         self._roots = {region.root for region in chosen}
-        self._known = [] if waypoints is None else waypoints.of(regions.before)
-        self._found: list[Arrays] = []
+        self._known = known
         needed = {name for region in chosen for name in (region.root, *region.leaves)}
         self._constants = {
             name: tensor.numpy() for name, tensor in regions.before.constants.items() if name in needed
@@ -106,26 +152,19 @@ class _Places:
         """What need not be computed; the changed values themselves always are."""
         return self._known[0].keys() - self._roots if self._known else ()
 
-    def compare(self, case: int, feeds: Arrays) -> list[Difference]:
-        """Run both on the same values; how far apart each place is.
+    def compare(self, case: int, feeds: Arrays) -> tuple[list[Difference], Arrays]:
+        """Run both on the same values; how far apart each place is, and what the model before gave.
 
         Raises:
             ModelError: one of them does not load or run, or a value is no tensor.
         """
         values = {**feeds, **(self._known[case] if self._known else {}), **self._constants}
         made = {} if self._before is None else self._before({name: values[name] for name in self._inputs})
-        self._found.append(made)
         values |= made
         if not all(isinstance(value, np.ndarray) for value in values.values()):
             raise ModelError("A value is no tensor.", "Compare the whole models.", code="MODEL_RUN")
         changed = self._changed(values)
-        return [difference(name, values[name], array) for name, array in changed.items()]
-
-    def remember(self, waypoints: Waypoints) -> None:
-        """Once the two are found equal: keep what was computed, for the model after the change too."""
-        before, after = self._regions.before, self._regions.after
-        waypoints.add(before, self._found)
-        waypoints.equal(before, after, self._regions.compared)
+        return [difference(name, values[name], array) for name, array in changed.items()], made
 
     def _changed(self, values: Arrays) -> dict[str, np.ndarray]:
         constants = self._regions.after.constants

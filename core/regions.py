@@ -45,6 +45,17 @@ class Region:
 
 
 @final
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Places at which the same computation became the same other one, whatever the names."""
+
+    regions: tuple[Region, ...]
+    """The one that is computed first comes first."""
+    own_weights: bool
+    """True where the change made large weights, or some are no longer read: what is in them then matters."""
+
+
+@final
 class Regions:
     """The changed places of a model.
 
@@ -70,18 +81,21 @@ class Regions:
         """The values of both that are equal if all places are."""
         return self.cuts & self._reached
 
-    def kinds(self) -> list[list[Region]]:
+    def kinds(self) -> list[Kind]:
         """The places, those together at which the same computation became the same other one.
 
-        The same but for the values in large weights, which are the same ones before and after. The first of
-        each kind is the one that is computed first.
+        The same but for the values in large weights.
         """
         order = {name: place for place, name in enumerate([*self.before.constants, *self.before.computed])}
         groups: dict[Hashable, list[Region]] = {}
+        own: dict[Hashable, bool] = {}
         for region in sorted(self.all, key=lambda region: order[region.root]):
-            form = _Form(self, region).key()
-            groups.setdefault(region.root if form is None else form, []).append(region)
-        return list(groups.values())
+            form = _Form(self, region)
+            key = form.key()
+            key = region.root if key is None else key
+            groups.setdefault(key, []).append(region)
+            own.setdefault(key, form.own_weights)
+        return [Kind(tuple(regions), own[key]) for key, regions in groups.items()]
 
     def shape(self, value: ir.Value) -> str:
         """The shape of a value before the change, as it follows from the inputs; empty: not known."""
@@ -176,8 +190,7 @@ class _Form:
     """What a place looks like, whatever the names: both computations, and how they share where they start.
 
     Values at the start, and large weights, are numbered as they are met. That the two computations share them
-    is part of the form. Where the change made a weight, or one is no longer read, the place is like no other:
-    what is in the weight then matters.
+    is part of the form.
     """
 
     def __init__(self, regions: Regions, region: Region) -> None:
@@ -194,10 +207,13 @@ class _Form:
             computed = tuple(self._computation(side) for side in sides)
         except Unnumbered:
             return None
-        if self._weights[True] != self._weights[False]:
-            return None
         starts = tuple((self._regions.described(name), self._met.get(name)) for name in self._region.leaves)
         return (computed, starts) if all(described for described, _ in starts) else None
+
+    @property
+    def own_weights(self) -> bool:
+        """Not the same large weights before and after; known once the key is."""
+        return self._weights[True] != self._weights[False]
 
     def _computation(self, side: Side) -> Hashable:
         """The computation of the root as a tuple of its nodes, each with the places of its operands."""

@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.kv_cache import Case
-from burnish.numbering import Key, Numbering, Side, Unnumbered, operands
+from burnish.numbering import Key, Numbering, Side, Unnumbered, operands, tensor_key
 
 _ROOM: Final = 400_000_000  # bytes of values that are kept, of all cases together
 _SHARE: Final = 4  # one value may take that part of them
@@ -82,6 +82,49 @@ class Waypoints:
             if (arrays := self._arrays.get(old.get(name))) is not None and name in new:
                 self._arrays[new[name]] = arrays
         self._held = [before.constants, after.constants]
+
+
+@final
+class Results:
+    """What a model gives on each of some cases; a copy of it is known by what it computes.
+
+    Args:
+        model: may be changed afterwards.
+        found: its outputs on each case.
+    """
+
+    def __init__(self, model: ir.Model, found: Sequence[Values]) -> None:
+        self._found = list(found)
+        self._numbering = Numbering(frozenset(value.name or "" for value in model.graph.inputs))
+        self._held: list[Mapping[str, ir.TensorProtocol]] = []  # as long as their addresses are in keys
+        self._key = self._of(model, hold=True)
+
+    def of(self, model: ir.Model) -> list[Values] | None:
+        """The outputs of a model that computes the same; None where it does not, or that cannot be told."""
+        return self._found if self._key is not None and self._key == self._of(model) else None
+
+    def _of(self, model: ir.Model, *, hold: bool = False) -> Key | None:
+        try:
+            side = Side(model)
+            keys = self._numbering.computed(side)
+        except Unnumbered:
+            return None
+        if hold:
+            self._held.append(side.constants)
+        keys |= {name: tensor_key(tensor) for name, tensor in side.constants.items()}
+        outputs = tuple((value.name, keys.get(value.name or "")) for value in model.graph.outputs)
+        inputs = tuple((value.name, str(value.type), str(value.shape)) for value in model.graph.inputs)
+        return inputs, outputs, tuple(sorted(model.opset_imports.items()))
+
+
+def results(model: ir.Model, found: Sequence[Values]) -> Results | None:
+    """The outputs among what a model gave on each case; None where some are missing or too large to keep."""
+    names = [value.name or "" for value in model.graph.outputs]
+    if not all(isinstance(values.get(name), np.ndarray) for values in found for name in names):
+        return None
+    kept = [{name: values[name] for name in names} for values in found]
+    size = sum(array.nbytes for values in kept for array in values.values())
+    return Results(model, kept) if size <= _ROOM // _SHARE else None
 
 
 def fitting(values: Values, cases: int) -> Values:

@@ -27,9 +27,14 @@ LARGE = """
 large (float[N, 1, D1, D2] x) => (float[N, 1, h, w] z)
 { a = Identity(x)  z = AveragePool<kernel_shape = [24, 24]>(a) }
 """
+SPEECH = """
+<ir_version: 10, opset_import: ["" : 20]>
+speech (float[batch, 1, samples] x) => (float[batch, 1, frames] z)
+{ a = Identity(x)  z = AveragePool<kernel_shape = [400], strides = [320]>(a) }
+"""
 
 
-@pytest.mark.parametrize("text", [TIED, ONE, LARGE])
+@pytest.mark.parametrize("text", [TIED, ONE, LARGE, SPEECH])
 def test_a_model_that_runs_at_few_sizes_is_optimised(text: str) -> None:
     result, receipts = burnish.optimize(onnx.parser.parse_model(text), measured=False, return_receipts=True)
     assert "Identity" not in {node.op_type for node in result.graph.node}
@@ -48,6 +53,12 @@ def test_fallback_sizes_are_equal_but_for_the_batch_and_in_range() -> None:
     found = list(fallback_sizes([spec], {"batch": DimRange(1, 2)}))
     assert all(sizes["h"] == sizes["w"] for sizes in found)
     assert {sizes["batch"] for sizes in found} == {1, 2}
+
+
+def test_long_sizes_are_for_signals_alone() -> None:
+    signal, image = (TensorSpec("x", "float32", dims) for dims in (("batch", "t"), ("batch", 3, "h", "w")))
+    assert max(sizes["t"] for sizes in fallback_sizes([signal])) == 4000
+    assert max(sizes["h"] for sizes in fallback_sizes([image])) == 480
 
 
 def test_a_static_model_has_no_fallback() -> None:

@@ -9,6 +9,7 @@ import pytest
 from burnish.checking import DifferentialChecker
 from burnish.feeds import assignments, make_feeds
 from burnish.kv_cache import Case
+from burnish.lending import judge
 from burnish.model import copy_model, load_model, signature
 from burnish.numbering import Unnumbered
 from burnish.passes.base import Context, Numerics
@@ -16,12 +17,14 @@ from burnish.passes.editing import Editor
 from burnish.passes.fusion.fuse_gelu import FuseGelu
 from burnish.region_check import compare_regions
 from burnish.regions import Regions
+from burnish.runtime.reference import Reference
 from burnish.testing import parse
+from burnish.waypoints import Results
 
 LAYERS = 4
 TOLERANCE = Numerics.ROUNDING.tolerance
 RNG = np.random.default_rng(0)
-WEIGHTS = {f"w{n}": RNG.standard_normal((16, 16)).astype(np.float32) / 2 for n in range(LAYERS)}
+WEIGHTS = {f"w{n}": RNG.standard_normal((20, 20)).astype(np.float32) / 2 for n in range(LAYERS)}
 
 
 def layers() -> ir.Model:
@@ -39,11 +42,11 @@ def layers() -> ir.Model:
         ]
         value = out
     text = "\n".join(lines)
-    head = "g (float[batch, 16] x) => (float[batch, 16] y)"
+    head = "g (float[batch, 20] x) => (float[batch, 20] y)"
     numbers = "<float root = {1.4142135}, float one = {1.0}, float half = {0.5}>"
     model = parse(f"{head} {numbers} {{ {text} }}", opset=20, weights=WEIGHTS)
     for node in model.graph:
-        node.outputs[0].shape = ir.Shape(["batch", 16])
+        node.outputs[0].shape = ir.Shape(["batch", 20])
         node.outputs[0].dtype = ir.DataType.FLOAT
     return model
 
@@ -66,7 +69,7 @@ def node_of(model: ir.Model, value: str) -> ir.Node:
 def test_one_kind_for_all_layers() -> None:
     before = layers()
     regions = Regions(before, fused(before))
-    assert [[region.root for region in kind] for kind in regions.kinds()] == [["x0", "x1", "x2", "y"]]
+    assert [[region.root for region in kind.regions] for kind in regions.kinds()] == [["x0", "x1", "x2", "y"]]
     verdict = compare_regions(before, fused(before), cases(before), TOLERANCE)
     assert verdict is not None
     assert 0 < verdict.difference.max_rel < 1e-5
@@ -113,14 +116,46 @@ def test_new_weights_are_compared_in_every_layer(layer: int) -> None:
             if user is not halved:
                 user.replace_input_with(index, halved.outputs[0])
     assert compare_regions(before, after, cases(before), TOLERANCE) is None
-    assert len(Regions(before, after).kinds()) == LAYERS
+    assert all(kind.own_weights for kind in Regions(before, after).kinds())
+
+
+def test_places_that_differ_in_new_weights_are_compared_once_more_and_the_receipt_says_so() -> None:
+    before = layers()
+    after = copy_model(before)
+    for n in range(LAYERS):
+        node = node_of(after, f"p{n}")
+        copy = WEIGHTS[f"w{n}"].copy()
+        node.replace_input_with(1, Editor(after).constant(node, f"copy{n}", copy))
+    verdict = compare_regions(before, after, cases(before), TOLERANCE)
+    assert verdict is not None
+    assert verdict.places == (
+        "at 4 changed values of 1 kinds, once a kind; 3 of them, equal but for their weights, "
+        "at batch=2 alone"
+    )
+    assert len(verdict.assignments) == 4
+
+
+def test_where_no_size_tells_all_are_compared() -> None:
+    before = layers()
+    after = copy_model(before)
+    for n in range(LAYERS):
+        node = node_of(after, f"p{n}")
+        factor = np.float32(1.5 if n == LAYERS - 1 else 1.0)
+        node.replace_input_with(1, Editor(after).constant(node, f"copy{n}", WEIGHTS[f"w{n}"] * factor))
+    one = [case for case in cases(before) if case[0]["batch"] == 1]
+    assert compare_regions(before, after, one, TOLERANCE) is None
+    for n in range(LAYERS):
+        after.graph.initializers[f"copy{n}"].const_value = ir.tensor(WEIGHTS[f"w{n}"].copy())
+    verdict = compare_regions(before, after, one, TOLERANCE)
+    assert verdict is not None
+    assert verdict.places.endswith("; 3 of them, equal but for their weights, each")
 
 
 @pytest.mark.parametrize("layer", range(LAYERS))
 def test_weights_that_are_no_longer_read_are_compared_in_every_layer(layer: int) -> None:
     before = layers()
     for n in range(LAYERS):  # ones, whose MatMul with a row of ones is dropped: right but for one
-        array = np.eye(16, dtype=np.float32) * np.float32(1.5 if n == layer else 1.0)
+        array = np.eye(20, dtype=np.float32) * np.float32(1.5 if n == layer else 1.0)
         before.graph.initializers[f"w{n}"].const_value = ir.tensor(array)
     after = copy_model(before)
     for n in range(LAYERS):
@@ -247,3 +282,50 @@ def test_the_number_of_sizes_is_known_to_resize() -> None:
     after.graph.insert_before(resize, absolute)
     resize.replace_input_with(0, absolute.outputs[0])
     assert compare_regions(before, after, cases(before), TOLERANCE) is not None
+
+
+def test_results_are_known_again_in_a_copy_and_in_nothing_else() -> None:
+    model = layers()
+    known = Results(model, [{"y": np.zeros(1)}])
+    assert known.of(copy_model(model)) is not None
+    for change in ("weight", "attribute", "operator", "output", "input", "opset"):
+        other = copy_model(model)
+        if change == "weight":
+            other.graph.initializers["w1"].const_value = ir.tensor(WEIGHTS["w1"].copy())
+        elif change == "attribute":
+            node_of(other, "s1").attributes["unknown"] = ir.AttrInt64("unknown", 1)
+        elif change == "operator":
+            node_of(other, "s1").op_type = "Sub"
+        elif change == "output":
+            other.graph.outputs.append(node_of(other, "s1").outputs[0])
+        elif change == "input":
+            other.graph.inputs[0].dtype = ir.DataType.DOUBLE
+        else:
+            other.graph.opset_imports[""] = 21
+        assert known.of(other) is None, change
+
+
+def test_results_of_a_model_that_is_changed_afterwards_are_not_those_of_the_new_one() -> None:
+    model = layers()
+    known, copy = Results(model, [{"y": np.zeros(1)}]), copy_model(model)
+    FuseGelu().rewrite(model, Context())
+    assert known.of(model) is None
+    assert known.of(copy) is not None
+
+
+def test_the_source_runs_once_for_all_passes_and_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[ir.Model] = []
+
+    def counted(model: ir.Model) -> Reference:
+        opened.append(model)
+        return judge(model)
+
+    monkeypatch.setattr("burnish.checking.judge", counted)
+    source = layers()
+    checker = DifferentialChecker(signature(source), by_region=True)
+    assert checker(copy_model(source), fused(source), Numerics.ROUNDING).places
+    assert checker.deployed(source, fused(source), Numerics.ROUNDING).difference.max_rel < 1e-5
+    assert len(opened) == 1
+    wrong = fused(source)
+    node_of(wrong, "p1").replace_input_with(1, wrong.graph.initializers["w2"])
+    assert checker.deployed(source, wrong, Numerics.ROUNDING).difference.max_rel > TOLERANCE
