@@ -8,11 +8,12 @@ from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
     "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,"
-    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,remove-expand,drop-zero-states,"
-    "merge-concats-splits,merge-reshapes,remove-no-op,eliminate-common-subexpressions,"
-    "deduplicate-initializers,remove-unused,infer-shapes"
+    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,drop-zero-states,"
+    "merge-concats-splits,merge-reshapes,simplify-arithmetic,remove-expand,remove-no-op,"
+    "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
-"""What every recipe starts and ends with."""
+"""What every recipe starts and ends with. Arithmetic is looked at again, and an Expand only then, when parts
+that are joined again and reshapes that cancel out no longer stand between what belongs together."""
 
 _FUSE: Final = (
     "unflatten-linear,split-stacked,fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,"
