@@ -31,7 +31,7 @@ class EliminateCommonSubexpressions(Pass):
     """Compute equal expressions once, in every graph; a subgraph reuses what was computed around it.
 
     Equal means: the same standard operator, inputs (in either order where that cannot matter) and attributes,
-    tensors included. Reshape, Flatten, Squeeze and Unsqueeze are equal where they give the same input the same
+    tensors included. Reshape, Flatten, Squeeze and Unsqueeze are equal where they give an input the same
     shape, in whatever words. Kept: random operators, control flow, and operators of other domains, which may
     hold state; a duplicate whose name and the first one's are both outputs.
     """

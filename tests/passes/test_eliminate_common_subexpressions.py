@@ -160,7 +160,8 @@ def test_reshapes_to_the_same_shape_are_equal_in_whatever_words() -> None:
     check_pass(
         Cse(),
         before="""
-            g (float[N, 1, 8] x) => (float[N, 8] y, float[8, N] z) <int64[2] to = {-1, 8}, int64[1] one = {1}> {
+            g (float[N, 1, 8] x) => (float[N, 8] y, float[8, N] z)
+            <int64[2] to = {-1, 8}, int64[1] one = {1}> {
                 a = Reshape (x, to)  b = Squeeze (x, one)  c = Flatten <axis = 2> (x)
                 d = Relu (a)  e = Add (b, d)
                 y = Mul (e, c)  f = Squeeze (x, one)
@@ -190,7 +191,8 @@ def test_reshapes_to_other_shapes_stay() -> None:
     check_pass(
         Cse(),
         before="""
-            g (float[N, 1, 8] x) => (float[N, 8] y, float[8, N] z) <int64[2] to = {8, -1}, int64[1] one = {1}> {
+            g (float[N, 1, 8] x) => (float[N, 8] y, float[8, N] z)
+            <int64[2] to = {8, -1}, int64[1] one = {1}> {
                 a = Reshape (x, to)  b = Squeeze (x, one)
                 z = Relu (a)  y = Neg (b)
             }
