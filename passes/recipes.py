@@ -8,11 +8,12 @@ from burnish.passes.recipe import Recipe
 
 CLEAN_UP: Final = (
     "inline-functions,remove-unused,remove-identity,remove-sequences,fold-constants,remove-no-op,"
-    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,remove-expand,drop-zero-states,"
-    "merge-concats-splits,merge-reshapes,remove-no-op,eliminate-common-subexpressions,"
-    "deduplicate-initializers,remove-unused,infer-shapes"
+    "simplify-arithmetic,simplify-shapes,simplify-indices,fold-constants,drop-zero-states,"
+    "merge-concats-splits,merge-reshapes,simplify-arithmetic,remove-expand,remove-no-op,"
+    "eliminate-common-subexpressions,deduplicate-initializers,remove-unused,infer-shapes"
 )
-"""What every recipe starts and ends with."""
+"""What every recipe starts and ends with. Arithmetic is looked at again, and an Expand only then, when parts
+that are joined again and reshapes that cancel out no longer stand between what belongs together."""
 
 _FUSE: Final = (
     "unflatten-linear,split-stacked,fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,"
@@ -25,8 +26,9 @@ and slices are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation,fuse-matmul"
 """What quantisation would not know any more."""
 
-_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-reductions"
-"""After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot."""
+_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-reshapes,merge-reductions"
+"""After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot. Reshapes have met
+where transposes went; what is left of them is what a reduction may take in."""
 
 
 def optimize_recipe(*, measured: bool) -> Recipe:

@@ -133,15 +133,31 @@ def _reshape(call: Call) -> Sequence[Fact]:
         rank = target.shape[0].size if target.shape else None
         return [Fact(data.dtype, None if rank is None or rank > MAX_CONTENT else _blank(call, rank))]
     # A symbolic dim that is 0 when the model runs counts as 0, also without `allowzero`: the copy that it
-    # would then mean makes the element count wrong, so the model fails there.
+    # would then mean makes the element count wrong, so the model fails there. Unless another dim is 0 with it:
+    # `_is_copied` tells that of two dims of one name, not of two names that are 0 at once.
     zero_copies = not call.node.attributes.get_int("allowzero", 0)
     dims: list[Dim | None] = []
     for axis, dim in enumerate(target.content):
         if dim.size == 0 and zero_copies:
             dims.append(_dim_of(call, data, axis))
+        elif zero_copies and dim.size is None and _is_copied(data, target.content, axis):
+            dims.append(call.shapes.fresh())
         else:
             dims.append(None if dim.size == -1 else dim)
     return [Fact(data.dtype, _resolve(call, data.shape, dims))]
+
+
+def _is_copied(data: Fact, target: Shape, axis: int) -> bool:
+    """True where a size may be 0 together with another one, and another size of the input stands there."""
+    dim = target[axis]
+    if dim.is_at_least(1) or (data.shape is not None and data.shape[axis : axis + 1] == (dim,)):
+        return False
+    others = {name for place, each in enumerate(target) if place != axis for name in _names_of(each)}
+    return not others.isdisjoint(_names_of(dim))
+
+
+def _names_of(dim: Dim) -> set[str]:
+    return {name for names, _ in dim.terms for name in names}
 
 
 def _blank(call: Call, rank: int) -> Shape:

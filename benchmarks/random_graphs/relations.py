@@ -130,8 +130,8 @@ RELATIONS: Final[dict[str, Write]] = {
 }
 _DIVIDING: Final = frozenset({"Div", "Pow", "Reciprocal"})
 _SIGN_OF_ZERO: Final = "it makes 0.0 of -0.0, which a division by what follows can see"
-_BEHIND_FUNCTIONS: Final = "the analysis of shapes says nothing of what a function gives, not even its type"
-_BEHIND_LOOPS: Final = "the analysis of shapes says nothing of what a Loop gives, not even its type"
+_NEED_SIZES: Final = ("Add of 0.0", "Add of integer 0", "Reshape to the same shape")
+_BEHIND_LOOPS: Final = "the analysis of shapes says nothing of the sizes of what a Loop gives"
 
 
 def why_it_stays(relation: str, model: bytes) -> str:
@@ -140,9 +140,7 @@ def why_it_stays(relation: str, model: bytes) -> str:
     ops = {node.op_type for node in proto.graph.node}
     if relation == "Add of 0.0" and ops & _DIVIDING:
         return _SIGN_OF_ZERO
-    if relation == "Identity":
-        return ""
-    return _BEHIND_LOOPS if "Loop" in ops else _BEHIND_FUNCTIONS if proto.functions else ""
+    return _BEHIND_LOOPS if "Loop" in ops and relation in _NEED_SIZES else ""
 
 
 def insert(model: bytes, relation: str, seed: int) -> bytes | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, bodies, tensor_of
-from burnish.passes.editing import Editor
+from burnish.passes.cleanup.reshape_target import RESHAPES
+from burnish.passes.editing import Editor, Round
 
 _RANDOM: Final = frozenset(
     {
@@ -30,8 +31,9 @@ class EliminateCommonSubexpressions(Pass):
     """Compute equal expressions once, in every graph; a subgraph reuses what was computed around it.
 
     Equal means: the same standard operator, inputs (in either order where that cannot matter) and attributes,
-    tensors included. Kept: random operators, control flow, and operators of other domains, which may hold
-    state; a duplicate whose name and the first one's are both outputs.
+    tensors included. Reshape, Flatten, Squeeze and Unsqueeze are equal where they give an input the same
+    shape, in whatever words. Kept: random operators, control flow, and operators of other domains, which may
+    hold state; a duplicate whose name and the first one's are both outputs.
     """
 
     name: ClassVar[str] = "eliminate-common-subexpressions"
@@ -39,26 +41,25 @@ class EliminateCommonSubexpressions(Pass):
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes were removed."""
-        editor = Editor(model)
+        round_ = Round(model, context)
         roots = (model.graph, *(function.graph for function in model.functions.values()))
-        return sum(_visit(root, {}, editor, context) for root in roots)
+        return sum(_visit(root, {}, round_) for root in roots)
 
 
-def _visit(graph: ir.Graph, around: dict[Hashable, ir.Node], editor: Editor, context: Context) -> int:
+def _visit(graph: ir.Graph, around: dict[Hashable, ir.Node], round_: Round) -> int:
     seen, removed = dict(around), 0
     for node in list(graph):
         if node.graph is None:  # its last use went with a duplicate
             continue
-        removed += sum(_visit(body, seen, editor, context) for body in bodies(node))
-        key = _key(node)
-        if key is None:
-            continue
-        first = seen.setdefault(key, node)
-        if first.graph is None:  # removed when its last use went
-            first = seen[key] = node
-        if first is not node and _can_merge(first, node, editor) and context.permit(node):
-            _merge(first, node, editor)
-            removed += 1
+        removed += sum(_visit(body, seen, round_) for body in bodies(node))
+        for key in _keys(node, round_):
+            first = seen.setdefault(key, node)
+            if first.graph is None:  # removed when its last use went
+                first = seen[key] = node
+            if first is not node and _can_merge(first, node, round_.editor) and round_.context.permit(node):
+                _merge(first, node, round_.editor)
+                removed += 1
+                break
     return removed
 
 
@@ -74,10 +75,19 @@ def _merge(first: ir.Node, node: ir.Node, editor: Editor) -> None:
         editor.replace(old, new)
 
 
-def _key(node: ir.Node) -> Hashable:
-    """Equal for nodes that compute the same; None for a node that must stay."""
+def _keys(node: ir.Node, round_: Round) -> Iterator[Hashable]:
+    """What two nodes have in common that compute the same; nothing for a node that must stay."""
     if node.domain or node.op_type in _RANDOM or bodies(node):
-        return None
+        return
+    yield _written(node)
+    if node.op_type in RESHAPES:
+        shape = round_.shapes[node.outputs[0]].shape
+        if shape is not None:  # an unknown size is equal to itself only
+            yield "reshape", _identity(node.inputs[0]), shape
+
+
+def _written(node: ir.Node) -> Hashable:
+    """Operator, inputs and attributes."""
     attributes = node.attributes.values()
     inputs = [_identity(value) for value in node.inputs]
     if node.op_type in _COMMUTATIVE:

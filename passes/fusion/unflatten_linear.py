@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, all_graphs, is_op, tensor_of
+from burnish.passes.cleanup.reshape_target import RESHAPES
 from burnish.passes.dims import Dim, DimOverflowError, product
 from burnish.passes.editing import Round, is_templated
 from burnish.passes.fusion.attention_operands import is_projection
@@ -41,7 +42,7 @@ class UnflattenLinear(Pass):
 
     name: ClassVar[str] = "unflatten-linear"
     numerics: ClassVar[Numerics] = Numerics.ROUNDING
-    looks_for: ClassVar[frozenset[str]] = frozenset({"Reshape"})
+    looks_for: ClassVar[frozenset[str]] = RESHAPES
 
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many stretches were brought back."""
@@ -49,7 +50,7 @@ class UnflattenLinear(Pass):
         for graph in all_graphs(model):
             seen: set[ir.Node] = set()
             for node in list(graph):
-                if node.graph is None or node in seen or not is_op(node, "Reshape") or is_templated(node):
+                if node.graph is None or node in seen or not _reshapes(node) or is_templated(node):
                     continue
                 stretch = _Stretch.behind(node, round_)
                 if stretch is not None:
@@ -165,7 +166,7 @@ class _Stretch:
     def _is_end(self, node: ir.Node) -> bool:
         shapes = self._round.shapes
         before, after = shapes[node.inputs[0]].shape, shapes[node.outputs[0]].shape
-        back = is_op(node, "Reshape") and bool(before) and after == (*self._lead, (before or ())[-1])
+        back = _reshapes(node) and bool(before) and after == (*self._lead, (before or ())[-1])
         return back and node.graph is self._first.graph and self._may_go(node)
 
     def _may_go(self, end: ir.Node) -> bool:
@@ -202,13 +203,20 @@ class _Stretch:
         return value is None or (tensor_of(value) is not None and rank is not None and rank <= 1)
 
 
+def _reshapes(node: ir.Node) -> bool:
+    return node.op_type in RESHAPES and node.domain in ("", "ai.onnx")
+
+
 def _is_product(node: ir.Node) -> bool:
     return is_op(node, "Gemm") or is_op(node, "MatMul")
 
 
 def _flattened(node: ir.Node, round_: Round) -> Shape | None:
-    """The axes that a Reshape makes one of, all but the last; None for another node."""
-    if not is_op(node, "Reshape") or node.inputs[0] is None:
+    """The axes that a Reshape makes one of, all but the last; None for another node.
+
+    A Squeeze of [batch, 1, features] and a Flatten do the same.
+    """
+    if not _reshapes(node) or node.inputs[0] is None:
         return None
     before, after = round_.shapes[node.inputs[0]].shape, round_.shapes[node.outputs[0]].shape
     if before is None or after is None or len(before) < 3 or len(after) != 2 or before[-1] != after[-1]:

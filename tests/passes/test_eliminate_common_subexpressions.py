@@ -154,3 +154,48 @@ def test_inside_a_function() -> None:
         count=1,
     )
     assert [[node.op_type for node in f] for f in model.functions.values()] == [["Neg", "Mul"]]
+
+
+def test_reshapes_to_the_same_shape_are_equal_in_whatever_words() -> None:
+    check_pass(
+        Cse(),
+        before="""
+            g (float[N, 1, 8] x) => (float[N, 8] y, float[8, N] z)
+            <int64[2] to = {-1, 8}, int64[1] one = {1}> {
+                a = Reshape (x, to)  b = Squeeze (x, one)  c = Flatten <axis = 2> (x)
+                d = Relu (a)  e = Add (b, d)
+                y = Mul (e, c)  f = Squeeze (x, one)
+                z = Transpose <perm = [1, 0]> (f)
+            }
+        """,
+        after=["Reshape", "Relu", "Add", "Mul", "Transpose"],
+        count=3,
+    )
+
+
+def test_reshapes_of_which_one_size_is_unknown_stay_two() -> None:
+    check_pass(
+        Cse(),
+        before="""
+            g (float[A, B] x) => (float[C, D] y, float[E, F] z) {
+                s = Shape (x)  m = Abs (s)  n = Neg (s)  p = Neg (n)
+                a = Reshape (x, m)  b = Reshape (x, p)
+                y = Relu (a)  z = Neg (b)
+            }
+        """,
+        count=0,
+    )
+
+
+def test_reshapes_to_other_shapes_stay() -> None:
+    check_pass(
+        Cse(),
+        before="""
+            g (float[N, 1, 8] x) => (float[N, 8] y, float[8, N] z)
+            <int64[2] to = {8, -1}, int64[1] one = {1}> {
+                a = Reshape (x, to)  b = Squeeze (x, one)
+                z = Relu (a)  y = Neg (b)
+            }
+        """,
+        count=0,
+    )

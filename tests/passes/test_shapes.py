@@ -327,3 +327,14 @@ def test_quotients_of_sizes_have_one_name() -> None:
     assert found["y"].content == (found["a"].content or ()) * 2 + (found["c"].content or ())
     assert len(set(found["y"].content or ())) == 2
     assert found["d"].content is None  # may be negative: a name stands for a size
+
+
+@pytest.mark.parametrize(("attribute", "known"), [("", False), ("<allowzero = 1>", True)])
+def test_two_sizes_that_are_0_together_may_be_copies(attribute: str, known: bool) -> None:
+    """Reshape [0, 8] to [0, 0, 8], of n = 0, gives [0, 8, 8]."""
+    found = facts(f"""
+        g (float[n, n, 8] x) => (z) <int64[2] to = {{-1, 8}}> {{
+            rows = Reshape (x, to)  s = Shape (x)  y = Reshape {attribute} (rows, s)  z = Identity (y)
+        }}
+    """)
+    assert (spelt(found["y"].shape) == "n,n,8") == known

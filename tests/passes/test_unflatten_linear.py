@@ -105,3 +105,10 @@ def test_what_does_not_fit_is_said(nodes: str, inputs: str, outputs: str) -> Non
     run(nodes, 0, inputs=inputs, outputs=outputs, context=context)
     assert context.misses
     assert context.misses[0].why.startswith("what is flattened")
+
+
+def test_a_squeeze_flattens_too() -> None:
+    nodes = "one = Constant <value_ints = [1]> ()  r = Squeeze (x, one)  p = Gemm (r, w, b)"
+    inputs, outputs = "float[B, 1, 4] x", "float[B, 1, 6] y"
+    left = run(f"{nodes}  y = Unsqueeze (p, one)", 1, inputs=inputs, outputs=outputs)
+    assert left == ["MatMul", "Add"]
