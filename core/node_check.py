@@ -6,8 +6,8 @@ Operators of unknown domains are left alone: nothing says what they demand. Type
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple, final
 
 import onnx
 
@@ -106,12 +106,48 @@ def _check_attributes(node: onnx.NodeProto, *, in_function: bool) -> None:
             )
 
 
+@final
+class _Formal(NamedTuple):
+    """The inputs or the outputs of an operator."""
+
+    low: int
+    high: int
+    names: tuple[tuple[str, bool], ...]
+    """Each with True where it cannot be left empty."""
+
+    @classmethod
+    def of(cls, low: int, high: int, formal: Iterable[onnx.defs.OpSchema.FormalParameter]) -> _Formal:
+        """Take over what a schema says."""
+        return cls(low, high, tuple([(each.name, each.option == _SINGLE) for each in formal]))
+
+
+@final
+class _Operator(NamedTuple):
+    """What is asked of a schema, which makes new objects of all that it holds at every question."""
+
+    types: Mapping[str, int]
+    """The type of each attribute, as the protobuf has it."""
+    required: tuple[str, ...]
+    inputs: _Formal
+    outputs: _Formal
+
+
 @functools.lru_cache(maxsize=2048)
-def _schema_of(op_type: str, version: int, domain: str) -> onnx.defs.OpSchema | None:
+def _operator(op_type: str, version: int, domain: str) -> _Operator | None:
+    """None for an operator that there is not, or not any more."""
     try:
-        return onnx.defs.get_schema(op_type, version, domain)
+        schema = onnx.defs.get_schema(op_type, version, domain)
     except onnx.defs.SchemaError:
         return None
+    if schema.deprecated:
+        return None
+    attributes = schema.attributes
+    return _Operator(
+        {name: _number(attribute) for name, attribute in attributes.items()},
+        tuple([name for name, attribute in attributes.items() if attribute.required]),
+        _Formal.of(schema.min_input, schema.max_input, schema.inputs),
+        _Formal.of(schema.min_output, schema.max_output, schema.outputs),
+    )
 
 
 @functools.cache
@@ -120,28 +156,28 @@ def _op_types(domain: str) -> frozenset[str]:
 
 
 def _check_schema(node: onnx.NodeProto, domain: str, version: int) -> None:
-    schema = _schema_of(node.op_type, version, domain)
-    if schema is None or schema.deprecated:
+    operator = _operator(node.op_type, version, domain)
+    if operator is None:
         raise _schema(
             node, f"is not an operator of {domain or 'ai.onnx'} opset {version}", _other(node.op_type, domain)
         )
     for attribute in node.attribute:
-        expected = schema.attributes.get(attribute.name)
+        expected = operator.types.get(attribute.name)
         if expected is None:
             raise _schema(node, f"has the unknown attribute '{shown(attribute.name)}'")
-        if attribute.type != _number(expected):
+        if attribute.type != expected:
             types = onnx.AttributeProto.AttributeType
             raise _schema(
                 node,
                 f"has attribute '{attribute.name}' as {types.Name(attribute.type)} "
-                f"instead of {types.Name(_number(expected))}",
+                f"instead of {types.Name(expected)}",
             )
     present = {attribute.name for attribute in node.attribute}
-    for name, expected in schema.attributes.items():
-        if expected.required and name not in present:
+    for name in operator.required:
+        if name not in present:
             raise _schema(node, f"misses its required attribute '{name}'")
-    _check_parameters(node, "input", list(node.input), schema)
-    _check_parameters(node, "output", list(node.output), schema)
+    _check_parameters(node, "input", node.input, operator.inputs)
+    _check_parameters(node, "output", node.output, operator.outputs)
     if version >= 9:  # before, Scan took one input more
         _check_bodies(node)
 
@@ -150,15 +186,11 @@ def _number(attribute: onnx.defs.OpSchema.Attribute) -> int:
     return int(onnx.AttributeProto.AttributeType.Value(str(attribute.type).rpartition(".")[2]))
 
 
-def _check_parameters(node: onnx.NodeProto, kind: str, names: list[str], schema: onnx.defs.OpSchema) -> None:
-    formal = schema.inputs if kind == "input" else schema.outputs
-    low, high = (
-        (schema.min_input, schema.max_input) if kind == "input" else (schema.min_output, schema.max_output)
-    )
-    _check_count(node, f"{kind}s", len(names), (low, high))
-    for name, parameter in zip(names, formal, strict=False):
-        if not name and parameter.option == _SINGLE:
-            raise _schema(node, f"leaves its required {kind} '{parameter.name}' empty")
+def _check_parameters(node: onnx.NodeProto, kind: str, names: Sequence[str], formal: _Formal) -> None:
+    _check_count(node, f"{kind}s", len(names), (formal.low, formal.high))
+    for name, (parameter, is_needed) in zip(names, formal.names, strict=False):
+        if not name and is_needed:
+            raise _schema(node, f"leaves its required {kind} '{parameter}' empty")
 
 
 def _check_count(node: onnx.NodeProto, kind: str, count: int, allowed: tuple[int, int]) -> None:

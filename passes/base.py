@@ -259,7 +259,11 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
     while todo:
         graph = todo.pop(0)
         yield graph
-        todo.extend(body for node in graph for body in bodies(node))
+        for node in graph:
+            for attribute in node.attributes.data.values():  # every pass walks: a call a node is too slow
+                if attribute.type in _GRAPHS:
+                    todo.extend(bodies(node))
+                    break
 
 
 def op_types(model: ir.Model) -> frozenset[str]:

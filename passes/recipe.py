@@ -62,7 +62,7 @@ class Recipe:
 
 def _build(name: str, options: str) -> Pass:
     cls = load_pass(name)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls) if options else {}  # it compiles each annotation: slow
     known = {field.name for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for option in filter(None, (part.strip() for part in options.split(","))):

@@ -48,6 +48,7 @@ CLOSE: Final = frozenset(
 
 
 _FIRST_WITH_ONE_AXIS: Final = 13  # of Softmax, which took all axes from one on for one long row before
+_PLAIN: Final = frozenset({ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64})
 _EXTREMES: Final = ("ReduceMax", "ReduceMean", "ReduceMin")
 
 
@@ -56,6 +57,9 @@ def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:
 
     The node has no bodies, no reference attributes, and only constant inputs.
     """
+    moved = _moved(node)
+    if moved is not None:
+        return [moved]
     proto = ir.to_proto(node)
     arrays = {}
     for value in node.inputs:
@@ -81,6 +85,36 @@ def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:
         return None
     results = dict(zip(names, map(np.asarray, found), strict=True))
     return [results.get(name) for name in proto.output]
+
+
+def _moved(node: ir.Node) -> np.ndarray | None:
+    """What numpy alone says at once of the commonest; None for the rest, which is the evaluator's.
+
+    That imports all of its operators when it is first used.
+    """
+    if node.domain or len(node.outputs) != 1 or node.op_type not in ("Cast", "Reshape", "Transpose"):
+        return None
+    tensors = [None if value is None else tensor_of(value) for value in node.inputs]
+    given = [tensor.numpy() for tensor in tensors if tensor is not None]
+    if len(given) != (2 if node.op_type == "Reshape" else 1) or len(given) != len(tensors):
+        return None
+    try:
+        if node.op_type == "Transpose":
+            return np.transpose(given[0], node.attributes.get_ints("perm"))
+        if node.op_type == "Reshape":
+            sizes = given[1]
+            return given[0].reshape(sizes) if sizes.ndim == 1 and sizes.all() else None
+        return _widened(given[0], node.attributes.get_int("to", 0))
+    except (TypeError, ValueError):
+        return None
+
+
+def _widened(array: np.ndarray, to: int) -> np.ndarray | None:
+    """A Cast to numbers among which all of `array` are; None for another, where much can be told apart."""
+    dtype = ir.DataType(to)
+    if dtype not in _PLAIN or array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, dtype.numpy()):
+        return None
+    return array.astype(dtype.numpy())
 
 
 def _is_agreed(node: ir.Node, opset: int, arrays: Iterable[np.ndarray]) -> bool:
