@@ -390,7 +390,7 @@ def new_initializer(graph: ir.Graph | ir.Function, name: str, array: np.ndarray)
     while free in graph.initializers:
         number += 1
         free = f"{name}_{number}"
-    value = ir.Value(name=free, const_value=ir.tensor(array, name=free))
+    value = ir.Value(name=free, const_value=ir.Tensor(array, name=free))
     value.shape = ir.Shape(array.shape)
     value.dtype = ir.DataType.from_numpy(array.dtype)
     graph.register_initializer(value)

@@ -99,7 +99,7 @@ class Editor:
         """A new constant: an initializer of the main graph, or where that cannot be, a Constant node."""
         if not self.holds_initializers(before.graph):
             return self.constant_node(before, name, array)
-        return self.initializer(self.fresh(name), ir.tensor(array))
+        return self.initializer(self.fresh(name), ir.Tensor(array))
 
     def initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         """A new initializer of the main graph, under a name that is free."""
@@ -116,13 +116,13 @@ class Editor:
             self.replace(value, self.constant_node(node, value.name or node.op_type, array))
             return
         name, value.name = value.name, None
-        constant = self.initializer(name or self.fresh(node.op_type), ir.tensor(array))
+        constant = self.initializer(name or self.fresh(node.op_type), ir.Tensor(array))
         constant.metadata_props.update(value.metadata_props)
         self.replace(value, constant)
 
     def constant_node(self, before: ir.Node, name: str, array: np.ndarray) -> ir.Value:
         """A new Constant node ahead of `before`, whatever the graph may hold."""
-        tensor = ir.tensor(array)
+        tensor = ir.Tensor(array)
         value = self.insert(before, "Constant", [], {"value": tensor}, name=name).outputs[0]
         value.shape, value.type = ir.Shape(array.shape), ir.TensorType(tensor.dtype)
         return value

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of
+from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of, is_templated
 from burnish.passes.editing import Editor
 from burnish.passes.shape_contents import slice_bounds
 from burnish.passes.shape_rules import transpose_perm
@@ -58,7 +58,7 @@ class RemoveNoOp(Pass):
 
 def _handed_through(node: ir.Node, shapes: Shapes) -> ir.Value | None:
     test = _TESTS.get(node.op_type)
-    if test is None or node.domain or any(attribute.is_ref() for attribute in node.attributes.values()):
+    if test is None or node.domain or is_templated(node):
         return None
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         return None
