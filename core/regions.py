@@ -31,6 +31,9 @@ from burnish.passes.shapes import Shapes
 _FAR: Final = 400
 """Operators behind a changed value that are followed to tell whether two places are alike."""
 
+_MANY: Final = 64
+"""Elements above which a float constant is a weight, however small: biases and norms of narrow layers."""
+
 
 @final
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +266,7 @@ class _Form:
             return ("made", places[producer] if producer else -1, value.index())
         tensor = side.constants[name]
         key = tensor_key(tensor)
-        if not isinstance(key, tuple) or key[0] != "tensor":
+        if key != ("tensor", id(tensor)) and not (tensor.dtype.is_floating_point() and tensor.size > _MANY):
             return key
         self._weights[side is self._regions.after].add(key)
         return ("weight", self._number(key), str(tensor.dtype), tuple(tensor.shape))

@@ -135,6 +135,27 @@ def test_places_that_differ_in_new_weights_are_compared_once_more_and_the_receip
     assert len(verdict.assignments) == 4
 
 
+@pytest.mark.parametrize(("width", "kinds"), [(128, 1), (8, LAYERS)])
+def test_biases_of_narrow_layers_are_weights(width: int, kinds: int) -> None:
+    arrays = {f"b{n}": RNG.standard_normal(width).astype(np.float32) for n in range(LAYERS)}
+    lines, value = [], "x"
+    for n in range(LAYERS):
+        lines += [f"a{n} = Add ({value}, b{n})", f"r{n} = Relu (a{n})"]
+        value = f"r{n}"
+    text = " ".join(lines)
+    head = f"g (float[batch, {width}] x) => (float[batch, {width}] r{LAYERS - 1})"
+    before = parse(f"{head} {{ {text} }}", opset=20, weights=arrays)
+    after = copy_model(before)
+    for n in range(LAYERS):
+        node = node_of(after, f"a{n}")
+        node.replace_input_with(1, Editor(after).constant(node, f"minus{n}", -arrays[f"b{n}"]))
+        node.op_type = "Sub"
+    assert len(Regions(before, after).kinds()) == kinds
+    assert compare_regions(before, after, cases(before), TOLERANCE) is not None
+    after.graph.initializers[f"minus{LAYERS - 1}"].const_value = ir.tensor(arrays["b0"])
+    assert compare_regions(before, after, cases(before), TOLERANCE) is None
+
+
 def test_where_no_size_tells_all_are_compared() -> None:
     before = layers()
     after = copy_model(before)
