@@ -133,7 +133,7 @@ def _reshape(call: Call) -> Sequence[Fact]:
         rank = target.shape[0].size if target.shape else None
         return [Fact(data.dtype, None if rank is None or rank > MAX_CONTENT else _blank(call, rank))]
     # A symbolic dim that is 0 when the model runs counts as 0, also without `allowzero`: the copy that it
-    # would then mean makes the element count wrong, so the model fails there. Unless another dim is 0 with it:
+    # would then mean makes the element count wrong, so the model fails there, unless another dim is 0 too:
     # `_is_copied` tells that of two dims of one name, not of two names that are 0 at once.
     zero_copies = not call.node.attributes.get_int("allowzero", 0)
     dims: list[Dim | None] = []
