@@ -30,8 +30,7 @@ _SAME: Final = (
     "Softmax", "Softplus", "Softsign", "Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Trilu",
 )  # fmt: skip
 _CONTRIB_SAME: Final = (
-    "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding", "SkipLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
+    "BiasGelu", "FastGelu", "Gelu", "QuickGelu", "RotaryEmbedding",
 )  # fmt: skip
 _CONTRIB_ATTENTIONS: Final = ("GroupQueryAttention", "MultiHeadAttention")
 _ARITHMETIC: Final = (
@@ -80,6 +79,22 @@ def _attended(call: Call) -> Sequence[Fact]:
     wide = call.node.op_type == "GroupQueryAttention"  # its values have fewer heads, of the same size
     last = query[-1] if wide else value[-1] * (value[1] if len(value) == 4 else Dim.of(1))
     return [Fact(call.input(0).dtype, (*query[:2], last))]
+
+
+def _packed(call: Call) -> Sequence[Fact]:
+    """onnxruntime's Attention: [batch, positions, heads * features of a value]."""
+    x, weight = call.input(0), call.input(1).shape or ()
+    if x.rank != 3 or x.shape is None or len(weight) != 2:
+        return [Fact(x.dtype)]
+    sizes = call.node.attributes.get_ints("qkv_hidden_sizes", None)
+    last = Dim.of(sizes[2]) if sizes and len(sizes) == 3 else weight[1].divided_by(Dim.of(3))
+    return [Fact(x.dtype, None if last is None else (*x.shape[:2], last))]
+
+
+def _skip_norm(call: Call) -> Sequence[Fact]:
+    """Normalised, mean, inverse deviation, and the sum that is normalised."""
+    same = Fact(call.input(0).dtype, call.input(0).shape)
+    return [same, Fact(), Fact(), same][: len(call.node.outputs)]
 
 
 def _broadcast(call: Call) -> Sequence[Fact]:
@@ -366,5 +381,8 @@ RULES: Final[dict[str, Rule]] = {
     "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
 }  # fmt: skip
 
-CONTRIB_RULES: Final[dict[str, Rule]] = {**CONTRIB_PRODUCTS, **QUANTISED, "FusedConv": convolution}
+CONTRIB_RULES: Final[dict[str, Rule]] = {
+    **CONTRIB_PRODUCTS, **QUANTISED, "Attention": _packed, "FusedConv": convolution,
+    "SkipLayerNormalization": _skip_norm, "SkipSimplifiedLayerNormalization": _skip_norm,
+}  # fmt: skip
 """Of onnxruntime's own operators."""

@@ -36,11 +36,28 @@ def shape_of(expression: str, *, inputs: str = "float[batch, sequence, 8] x", **
             "GroupQueryAttention <num_heads = 2, kv_num_heads = 1> (x, k, k, , , l, n)",
             "float[b, t, 4] k, int32[b] l, int32[1] n", "batch,sequence,8",
         ),
+        ("Attention <num_heads = 2> (x, w, k)", "float[8, 36] w, float[36] k", "batch,sequence,12"),
+        ("Attention <num_heads = 2, qkv_hidden_sizes = [8, 8, 6]> (x, w, k)", "float[8, 22] w, float[22] k",
+         "batch,sequence,6"),
+        ("Attention <num_heads = 2> (x, w, k)", "float[8, 35] w, float[35] k", "?"),
+        ("Attention <num_heads = 2> (w, w, k)", "float[8, 36] w, float[36] k", "?"),
     ],
 )  # fmt: skip
 def test_shapes_of_onnxruntimes_attentions(expression: str, inputs: str, shape: str) -> None:
     given = f"float[batch, sequence, 8] x, {inputs}"
     assert shape_of(f"com.microsoft.{expression}", inputs=given) == shape
+
+
+@pytest.mark.parametrize("op_type", ["SkipLayerNormalization", "SkipSimplifiedLayerNormalization"])
+def test_the_sum_of_a_skip_norm_has_its_shape(op_type: str) -> None:
+    found = facts(
+        f"""g (float[batch, sequence, 8] x, float[8] scale) => (y, sum) {{
+            y, mean, deviation, sum = com.microsoft.{op_type} (x, x, scale)
+        }}"""
+    )
+    assert [spelt(found[name].shape) for name in ("y", "mean", "sum")] == [
+        "batch,sequence,8", "?", "batch,sequence,8",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
