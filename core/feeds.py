@@ -24,6 +24,7 @@ Assignment = dict[str, int]
 """A size for each dynamic dim, by name."""
 
 _BATCH: Final = re.compile(r"batch|^b$|^n$|\.0$", re.IGNORECASE)  # x.0: the first axis of input x, unnamed
+_SYMBOL: Final = re.compile(r"s\d+")  # what torch calls a dim that it was given no name for
 _SIZES: Final = (7, 1, 16, 2)
 _SMALL_SIZES: Final = (3, 1, 5, 2)
 _MANY: Final = 1_000_000  # values in the inputs
@@ -80,12 +81,13 @@ def _crossed(
     names = dynamic_dims(specs)
     if not names:
         return [{}]
-    batches = (1, 2, 3, 4 if all(map(is_batch, names)) else 1)
+    leading = batch_dims(specs)
+    batches = (1, 2, 3, 4 if leading.issuperset(names) else 1)
     result: list[Assignment] = []
     for step in range(len(sizes)):
         others = itertools.count(step)
         wanted = {
-            name: batches[step % 4] if is_batch(name) else sizes[next(others) % len(sizes)] for name in names
+            name: batches[step % 4] if name in leading else sizes[next(others) % len(sizes)] for name in names
         }
         if step == 0:
             wanted |= {name: 0 for name, allowed in dims.items() if name in wanted and not allowed.min}
@@ -102,6 +104,18 @@ def are_large(specs: Sequence[TensorSpec], assignment: Mapping[str, int]) -> boo
 def is_batch(dim: str) -> bool:
     """True for the name of a dim that counts independent examples (batch, N)."""
     return _BATCH.search(dim) is not None
+
+
+def batch_dims(specs: Sequence[TensorSpec]) -> frozenset[str]:
+    """The dynamic dims that count examples: by their names, or named by torch (`s72`) and always first."""
+    rows = [list(_dim_names(spec)) for spec in specs]
+    first = {row[0] for row in rows if row}
+    later = {name for row in rows for dim in row[1:] if isinstance(dim, str) for name in names_of(dim)}
+    return frozenset(
+        name
+        for name in dynamic_dims(specs)
+        if is_batch(name) or (_SYMBOL.fullmatch(name) and name in first and name not in later)
+    )
 
 
 def typical_sizes(
@@ -122,7 +136,8 @@ def typical_sizes(
         if name not in names:
             hint = nearest(name, names) if names else "Leave it out: every size is fixed."
             raise InputError(f"The model has no dynamic dim {name!r}.", hint, code="DIM_UNKNOWN")
-    wanted = {name: batch if _BATCH.search(name) else other for name in names}
+    leading = batch_dims(specs)
+    wanted = {name: batch if name in leading else other for name in names}
     in_range = {name: _clamp(size, (dims or {}).get(name)) for name, size in wanted.items()}
     return in_range | dict(given or {})
 

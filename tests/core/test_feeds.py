@@ -3,7 +3,7 @@ import pytest
 
 from burnish.errors import InputError
 from burnish.fallback_sizes import fallback_sizes
-from burnish.feeds import assignments, dynamic_dims, make_feeds, shape_at, sizes_of
+from burnish.feeds import assignments, batch_dims, dynamic_dims, make_feeds, shape_at, sizes_of, typical_sizes
 from burnish.manifest import DimRange, TensorSpec
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"), "token_ids", 50)
@@ -22,6 +22,15 @@ def test_a_batch_alone_goes_through_four_sizes() -> None:
     assert assignments([TensorSpec("x", "float32", ("N", 3))]) == [{"N": n} for n in (1, 2, 3, 4)]
 
 
+def test_a_symbol_of_torch_that_is_always_first_is_a_batch() -> None:
+    ids = TensorSpec("ids", "int64", ("s72", "s11"))
+    past = TensorSpec("past", "float32", ("s72", 4, "s5", 8))
+    assert batch_dims([ids, past]) == {"s72"}
+    assert typical_sizes([ids, past]) == {"s72": 1, "s11": 128, "s5": 128}
+    mask = TensorSpec("mask", "float32", ("s11", "s72"))
+    assert batch_dims([ids, mask]) == frozenset()
+
+
 def test_assignments_stay_in_range() -> None:
     found = assignments([IDS], {"sequence": DimRange(4, 8), "batch": DimRange(2, 2)})
     assert {a["batch"] for a in found} == {2}
@@ -38,12 +47,12 @@ def test_two_free_dims_are_not_always_equal() -> None:
 
 
 def test_large_inputs_are_made_at_small_sizes() -> None:
-    audio, ids = TensorSpec("x", "float32", ("s6", 80, 3000)), TensorSpec("i", "int64", ("s6", "s7"))
+    audio, ids = TensorSpec("x", "float32", ("a", 80, 3000)), TensorSpec("i", "int64", ("a", "c"))
     assert assignments([audio, ids]) == [
-        {"s6": 3, "s7": 1}, {"s6": 1, "s7": 5}, {"s6": 5, "s7": 2}, {"s6": 2, "s7": 3},
+        {"a": 3, "c": 1}, {"a": 1, "c": 5}, {"a": 5, "c": 2}, {"a": 2, "c": 3},
     ]  # fmt: skip
-    assert [each["s6"] for each in fallback_sizes([audio, ids])] == [1, 2, 7, 16, 32, 64, 96, 160]
-    assert assignments([ids])[0] == {"s6": 7, "s7": 1}
+    assert [each["a"] for each in fallback_sizes([audio, ids])] == [1, 2, 7, 16, 32, 64, 96, 160]
+    assert assignments([ids])[0] == {"a": 7, "c": 1}
 
 
 def test_unnamed_dims_get_names() -> None:
