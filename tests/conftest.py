@@ -4,7 +4,7 @@ import os
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +51,14 @@ def encoder_weights(seed: int = 0) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_cost_tables(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+@pytest.fixture(autouse=True, scope="session")
+def no_cost_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What a pass decides must not depend on what was measured on the machine that runs the tests."""
     nowhere = tmp_path_factory.getbasetemp() / "no-costs.json"
-    monkeypatch.setattr("burnish.costs.shipped_path", lambda: nowhere)
-    monkeypatch.setattr("burnish.costs.own_path", lambda: nowhere)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("burnish.costs.shipped_path", lambda: nowhere)
+        patch.setattr("burnish.costs.own_path", lambda: nowhere)
+        yield
 
 
 @pytest.fixture
