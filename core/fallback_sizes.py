@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from burnish.feeds import Assignment, are_large, assignments, dynamic_dims, is_batch, typical_sizes
+from burnish.feeds import Assignment, are_large, assignments, typical_sizes
 from burnish.manifest import DimRange, TensorSpec
 
 _PAIRS: Final = ((1, 7), (2, 1), (3, 16), (1, 2), (1, 1), (1, 16), (1, 32), (2, 64), (3, 96), (1, 160))
@@ -22,14 +22,11 @@ def fallback_sizes(
 ) -> Iterator[Assignment]:
     """Assignments beside the usual ones: all dims but the batch are equal, from 1 to 4,000 and in range.
 
-    Those at which the inputs are large come last; above 160 they are left out. A first dim without a name
-    of its own (`x.0`, Paddle's `DynamicDimension.0`) counts as a batch here.
+    Those at which the inputs are large come last; above 160 they are left out.
     """
-    names = dynamic_dims(specs)
     tried, large = assignments(specs, dims), []
     for batch, size in (*_PAIRS, *_LONG):
-        first = {name: batch for name in names if is_batch(name) or name.endswith(".0")}
-        wanted = typical_sizes(specs, dims, batch=batch, other=size, given=_in_range(first, dims))
+        wanted = typical_sizes(specs, dims, batch=batch, other=size)
         if wanted not in tried:
             tried.append(wanted)
             if not are_large(specs, wanted):
@@ -37,12 +34,3 @@ def fallback_sizes(
             elif (batch, size) in _PAIRS:
                 large.append(wanted)
     yield from large
-
-
-def _in_range(sizes: Assignment, dims: Mapping[str, DimRange] | None) -> Assignment:
-    allowed = dims or {}
-    return {name: _clamp(size, allowed.get(name, DimRange())) for name, size in sizes.items()}
-
-
-def _clamp(size: int, allowed: DimRange) -> int:
-    return max(allowed.min, size if allowed.max is None else min(size, allowed.max))

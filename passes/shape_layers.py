@@ -12,8 +12,11 @@ from burnish.passes.shape_fallback import ask_onnx
 from burnish.passes.shapes import Call, Fact
 
 
-def _recurrent(call: Call) -> Sequence[Fact]:
-    """[time, batch, features] -> [time, directions, batch, units], and the last states without the time."""
+def recurrent(call: Call) -> Sequence[Fact]:
+    """[time, batch, features] -> [time, directions, batch, units], and the last states without the time.
+
+    Of LSTM, GRU, RNN, and onnxruntime's DynamicQuantizeLSTM.
+    """
     data, units = call.input(0), call.node.attributes.get_int("hidden_size")
     if call.node.attributes.get_int("layout", 0) or units is None:
         return ask_onnx(call)
@@ -40,6 +43,6 @@ def _dropout(call: Call) -> Sequence[Fact]:
 
 
 LAYERS: Final[dict[str, Callable[[Call], Sequence[Fact]]]] = {
-    "ArgMax": _place, "ArgMin": _place, "Dropout": _dropout, "GRU": _recurrent, "LSTM": _recurrent,
-    "RNN": _recurrent,
+    "ArgMax": _place, "ArgMin": _place, "Dropout": _dropout, "GRU": recurrent, "LSTM": recurrent,
+    "RNN": recurrent,
 }  # fmt: skip

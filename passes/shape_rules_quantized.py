@@ -5,21 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from burnish.passes.dims import Dim
+from burnish.passes.shape_layers import recurrent
 from burnish.passes.shapes import UNKNOWN, Call, Fact
 
 Rule = Callable[[Call], Sequence[Fact]]
-
-
-def _dynamic_lstm(call: Call) -> Sequence[Fact]:
-    """X [sequence, batch, input] -> [sequence, directions, batch, hidden], and the last states."""
-    x, dtype, attributes = call.input(0).shape, call.input(0).dtype, call.node.attributes
-    hidden = attributes.get_int("hidden_size")
-    if x is None or len(x) != 3 or hidden is None:
-        return [Fact(dtype)] * 3
-    directions = Dim.of(2 if attributes.get_string("direction", "forward") == "bidirectional" else 1)
-    state = Fact(dtype, (directions, x[1], Dim.of(hidden)))
-    return [Fact(dtype, (x[0], directions, x[1], Dim.of(hidden))), state, state]
 
 
 def _binary(call: Call) -> Sequence[Fact]:
@@ -32,7 +21,7 @@ def _unary(call: Call) -> Sequence[Fact]:
 
 
 QUANTISED: Final[dict[str, Rule]] = {
-    "DynamicQuantizeLSTM": _dynamic_lstm,
+    "DynamicQuantizeLSTM": recurrent,
     "QLinearAdd": _binary,
     "QLinearLeakyRelu": _unary,
     "QLinearMul": _binary,

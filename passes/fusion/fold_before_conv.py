@@ -11,14 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, constant_of, is_op, tensor_of
-from burnish.passes.fusion.linear import Folded, as_float64, emit, is_linear, weights_are_constant
+from burnish.passes.fusion.linear import Folded, as_float64, emit, is_linear, why_not_folded
 from burnish.passes.matching import Scope, obstacle, scopes
 from burnish.passes.shapes import Shapes
 
 _STEPS: Final = frozenset({"Add", "Div", "Mul", "Sub"})
-_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
 _MAX_CONSTANT: Final = 1 << 20
-_MAX_COPY: Final = 1 << 16  # bytes of a weight that is written once more because it is shared
 
 
 @final
@@ -83,7 +81,9 @@ class _Folder:
             return None
         if step.shifts and not self._takes_shifts():
             return self._fold_through(step)
-        why = self._refusal(scales=step.scales) or obstacle([step.node, self.linear], self.linear.outputs)
+        why = why_not_folded(self.linear, scales=step.scales) or obstacle(
+            [step.node, self.linear], self.linear.outputs
+        )
         folded = None if why is not None else self._folded(step)
         if folded is None:
             why = why or "the constants do not fit each other"
@@ -98,7 +98,9 @@ class _Folder:
             self.context.miss(shift.node, f"the {self.linear.op_type} behind it pads, or has no bias")
             return None
         between = [inner.node, shift.node]
-        why = self._refusal(scales=True) or obstacle([*between, self.linear], self.linear.outputs)
+        why = why_not_folded(self.linear, scales=True) or obstacle(
+            [*between, self.linear], self.linear.outputs
+        )
         folded = None if why is not None else self._folded(inner)
         moved = self._divided(shift, inner)
         if folded is None or moved is None:
@@ -168,18 +170,6 @@ class _Folder:
             return own == "VALID" or (own == "NOTSET" and not any(attributes.get_ints("pads", ()) or ()))
         return is_op(self.linear, "Gemm")
 
-    def _refusal(self, *, scales: bool) -> str | None:
-        value = self.linear.inputs[1]
-        weight = None if value is None else tensor_of(value)
-        if value is None or weight is None or not weights_are_constant(self.linear):
-            return f"the weights of the {self.linear.op_type} are not constant"
-        if weight.dtype not in _FLOATS:
-            return "its weights are not float32, and folding would round them once more"
-        shared = any(user is not self.linear for user in value.consumers())
-        if scales and shared and weight.nbytes > _MAX_COPY:
-            return "its weight is used elsewhere too, and would be there twice"
-        return None
-
     def _folded(self, step: _Step) -> Folded | None:
         """What the node needs to take the step too."""
         original = _weight(self.linear)
@@ -195,9 +185,8 @@ class _Folder:
             bias = (as_float64(given) * beta + alpha * total).astype(original.dtype)
         with np.errstate(over="ignore"):  # what comes out is looked at
             scaled = (weight * factor).astype(original.dtype) if step.scales else None
-        parts = [part for part in (scaled, bias) if part is not None]
-        fine = bool(parts) and all(np.isfinite(part).all() for part in parts)
-        return Folded(scaled, bias) if fine else None
+        folded = Folded(scaled, bias)
+        return folded if (step.scales or step.shifts) and folded.is_finite() else None
 
     def _input_axis(self) -> int:
         return 1 if self.linear.attributes.get_int("transB", 0) else 0

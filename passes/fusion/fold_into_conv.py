@@ -10,12 +10,20 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, constant_of, is_op, tensor_of
-from burnish.passes.fusion.linear import Affine, channels, emit, fold, is_linear, weights_are_constant
+from burnish.passes.fusion.linear import (
+    Affine,
+    channels,
+    emit,
+    fold,
+    is_linear,
+    weights_are_constant,
+    why_not_folded,
+)
 from burnish.passes.fusion.padding import absorb_padding, takes_padding
 from burnish.passes.matching import Scope, either_way, made_by, obstacle, scopes
 
-_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
-_MAX_COPY: Final = 1 << 16  # bytes of a weight that is written once more because it is shared
+_SCALES: Final = ("Div", "Mul")
+_MAX_ROW: Final = 1 << 16  # bytes of a bias
 
 
 @final
@@ -61,7 +69,7 @@ def _fold(node: ir.Node, scope: Scope, context: Context) -> None:
         if plain and (node.op_type in ("Add", "Sub") or not weights_are_constant(linear)):
             continue
         affine = _affine(node, place, linear)
-        why = _refusal(node, linear) or obstacle([linear, node], node.outputs)
+        why = why_not_folded(linear, scales=node.op_type in _SCALES) or obstacle([linear, node], node.outputs)
         if affine is None and why is None:
             why = "its constant is not one number for each channel"
         folded = None if affine is None or why is not None else fold(linear, affine)
@@ -75,10 +83,10 @@ def _fold(node: ir.Node, scope: Scope, context: Context) -> None:
 
 def _fold_behind_bias(node: ir.Node, add: ir.Node | None, scope: Scope, context: Context) -> bool:
     """(x @ w + b) * c  ->  x @ (w * c) + b * c"""
-    if add is None or node.op_type not in ("Div", "Mul") or add.outputs[0] is None:
+    if add is None or node.op_type not in _SCALES or add.outputs[0] is None:
         return False
     for result, bias in either_way(add):
-        matmul, row = made_by(result, "MatMul"), constant_of(bias, _MAX_COPY)
+        matmul, row = made_by(result, "MatMul"), constant_of(bias, _MAX_ROW)
         count = None if matmul is None else channels(matmul)
         if matmul is None or row is None or count is None or row.ndim > 1 or row.size not in (1, count):
             continue
@@ -86,14 +94,14 @@ def _fold_behind_bias(node: ir.Node, add: ir.Node | None, scope: Scope, context:
         affine = _affine(node, place, matmul)
         if affine is None or affine.factor is None:
             return False
-        why = _refusal(node, matmul) or obstacle([matmul, add, node], node.outputs)
+        why = why_not_folded(matmul, scales=True) or obstacle([matmul, add, node], node.outputs)
         folded = None if why is not None else fold(matmul, affine)
         if why is not None or folded is None or folded.weight is None:
             context.miss(node, why or "the constants do not fit each other")
             return False
         with np.errstate(over="ignore"):
             shift = (row.astype(np.float64) * affine.factor).astype(row.dtype)
-        finite = np.isfinite(folded.weight).all() and np.isfinite(shift).all()
+        finite = folded.is_finite() and np.isfinite(shift).all()
         if not context.permit_unless(None if finite else "the constants overflow together", node):
             return False
         new = emit(matmul, folded, scope)
@@ -104,20 +112,6 @@ def _fold_behind_bias(node: ir.Node, add: ir.Node | None, scope: Scope, context:
         scope.replace([matmul, add, node], [new, total], results, FoldIntoConv.name)
         return True
     return False
-
-
-def _refusal(node: ir.Node, linear: ir.Node) -> str | None:
-    value = linear.inputs[1]
-    weight = None if value is None else tensor_of(value)
-    if value is None or weight is None or not weights_are_constant(linear):
-        return f"the weights of the {linear.op_type} are not constant"
-    if weight.dtype not in _FLOATS:
-        return "its weights are not float32, and folding would round them once more"
-    scales = node.op_type in ("Div", "Mul")
-    shared = any(user is not linear for user in value.consumers())
-    if scales and shared and weight.nbytes > _MAX_COPY:
-        return "its weight is used elsewhere too, and would be there twice"
-    return None
 
 
 def _affine(node: ir.Node, place: int, linear: ir.Node) -> Affine | None:

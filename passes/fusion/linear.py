@@ -13,6 +13,8 @@ from burnish.passes.base import constant_of, tensor_of
 from burnish.passes.matching import Scope
 
 _Array = np.ndarray
+_FLOATS: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE)
+_MAX_COPY: Final = 1 << 16  # bytes of a weight that is written once more because it is shared
 
 
 @final
@@ -45,6 +47,20 @@ def is_linear(node: ir.Node | None) -> bool:
 def weights_are_constant(linear: ir.Node) -> bool:
     """True when weight and bias are known."""
     return all(value is None or tensor_of(value) is not None for value in linear.inputs[1:])
+
+
+def why_not_folded(linear: ir.Node, *, scales: bool) -> str | None:
+    """Why weight and bias cannot take a step over; `scales`: the weight would be another one."""
+    value = linear.inputs[1]
+    weight = None if value is None else tensor_of(value)
+    if value is None or weight is None or not weights_are_constant(linear):
+        return f"the weights of the {linear.op_type} are not constant"
+    if weight.dtype not in _FLOATS:
+        return "its weights are not float32, and folding would round them once more"
+    shared = any(user is not linear for user in value.consumers())
+    if scales and shared and weight.nbytes > _MAX_COPY:
+        return "its weight is used elsewhere too, and would be there twice"
+    return None
 
 
 def channels(linear: ir.Node) -> int | None:

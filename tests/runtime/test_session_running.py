@@ -28,11 +28,6 @@ def full(value: float, *shape: int) -> np.ndarray:
     return np.full(shape, value, np.float32)
 
 
-def on_disk(model: bytes, path: Path) -> Path:
-    path.write_bytes(model)
-    return path
-
-
 def test_placement_is_read_back(add: bytes) -> None:
     session = Session(add)
     assert list(session.last_placement.values()) == ["CPUExecutionProvider"]
@@ -180,7 +175,8 @@ def test_unknown_provider(add: bytes) -> None:
 
 def test_running_loads_only_small_libraries(add: bytes, tmp_path: Path) -> None:
     """In a fresh interpreter, with an artifact: numpy, onnxruntime, msgspec, ml_dtypes and nothing heavy."""
-    Artifact.from_onnx(on_disk(add, tmp_path / "raw.onnx")).save(tmp_path / "m.burnish")
+    (tmp_path / "raw.onnx").write_bytes(add)
+    Artifact.from_onnx(tmp_path / "raw.onnx").save(tmp_path / "m.burnish")
     program = (
         "import sys, json, numpy as np\n"
         "import burnish\n"
