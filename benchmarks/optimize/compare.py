@@ -87,7 +87,4 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
         return
     tell("timing")
     runnable = {tool: path for tool, path in there.items() if rows[tool].right and tool != ALONE}
-    result.sizes = time_all(
-        runnable, rows, size=result.size, sizes=sizes, seconds=settings.seconds,
-        limit_s=settings.limit_s,
-    )  # fmt: skip
+    time_all(runnable, result, sizes=sizes, seconds=settings.seconds, limit_s=settings.limit_s)

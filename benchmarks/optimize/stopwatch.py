@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,16 +17,20 @@ import psutil
 
 from burnish.benchmarks.measure import Measurement, interleave
 from burnish.benchmarks.optimize.children import module, run
-from burnish.benchmarks.optimize.rows import SOURCE, Row
+from burnish.benchmarks.optimize.rows import SOURCE, Result
 from burnish.errors import BurnishError
 from burnish.feeds import make_feeds, typical_sizes
 from burnish.runtime.options import IN_TURNS
+from burnish.runtime.profiling import Profile
 from burnish.runtime.session import Session
 from burnish.sources import open_artifact
 
 _RUNS: Final = 100
+_PROFILED: Final = 10
 _LOADED: Final = 3.0  # bytes of a session a byte of its file: weights, packed weights, room to run
 _SHARE: Final = 0.6  # of the free memory
+# A fused attention does more than multiply: left out, so that the share is too small rather than too large.
+_PRODUCTS: Final = re.compile(r"MatMul|Gemm|Conv|LSTM|GRU")
 
 
 class Request(msgspec.Struct):
@@ -42,32 +47,31 @@ class Times(msgspec.Struct):
     sizes: dict[str, int]
     timed: dict[str, Measurement]
     failed: dict[str, str]
+    products: float | None = None
+    """The part of the source's run that its matrix products and convolutions take, 0 to 1."""
 
 
 def time_all(
-    paths: Mapping[str, Path], rows: Mapping[str, Row], *, size: int, sizes: Mapping[str, int],
-    seconds: float, limit_s: float,
-) -> dict[str, int]:  # fmt: skip
-    """Fill in the times of the rows; returns the sizes of the dynamic dims that they are of.
+    paths: Mapping[str, Path], result: Result, *, sizes: Mapping[str, int], seconds: float, limit_s: float
+) -> None:
+    """Fill in the times of the rows, and the sizes of the dynamic dims that they are of.
 
     Where so many sessions do not fit into memory, they are timed in groups, the source in each.
 
     Args:
         paths: of what to time, by tool; the source among them.
-        rows: by tool.
-        size: bytes of the model.
+        result: with a row for each tool.
         sizes: of dynamic dims that are not 1 (batch) or 128.
         seconds: to spend on all of them.
         limit_s: after which a process is killed.
     """
-    room = int(_SHARE * psutil.virtual_memory().available / (_LOADED * max(1, size)))
-    at: dict[str, int] = dict(sizes)
+    room = int(_SHARE * psutil.virtual_memory().available / (_LOADED * max(1, result.size)))
+    result.sizes = dict(sizes)
     tools = [tool for tool in paths if tool != SOURCE]
     for group in _groups(tools, max(2, room)):
         share = seconds * len(group) / max(1, len(tools))
         request = Request({tool: str(paths[tool]) for tool in (SOURCE, *group)}, dict(sizes), share)
-        at = _time(request, rows, limit_s) or at
-    return at
+        _time(request, result, limit_s)
 
 
 def _groups(tools: Sequence[str], room: int) -> list[list[str]]:
@@ -76,36 +80,41 @@ def _groups(tools: Sequence[str], room: int) -> list[list[str]]:
     return [list(tools[start::count]) for start in range(count)]
 
 
-def _time(request: Request, rows: Mapping[str, Row], limit_s: float) -> dict[str, int]:
+def _time(request: Request, result: Result, limit_s: float) -> None:
     """Where the process dies, each is timed with the source alone, so that the one at fault is found."""
     text = msgspec.json.encode(request).decode()
     ended = run(module("burnish.benchmarks.optimize.stopwatch", text), limit_s=limit_s)
     times = next(ended.answers(Times), None)
     others = [tool for tool in request.paths if tool != SOURCE]
     if times is not None:
-        for tool, why in times.failed.items():
-            rows[tool].failure = rows[tool].failure or f"not timed: {why}"
-        _enter(times, rows)
-        return times.sizes
-    if len(others) <= 1:
+        _enter(times, result)
+    elif len(others) <= 1:
+        for row in result.rows:
+            if row.tool in others:
+                row.failure = f"not timed: {ended.failure or 'no answer'}"
+    else:
         for tool in others:
-            rows[tool].failure = f"not timed: {ended.failure or 'no answer'}"
-        return {}
-    found: dict[str, int] = {}
-    for tool in others:
-        paths = {name: request.paths[name] for name in (SOURCE, tool)}
-        found = _time(Request(paths, request.sizes, request.seconds / len(others)), rows, limit_s) or found
-    return found
+            paths = {name: request.paths[name] for name in (SOURCE, tool)}
+            _time(Request(paths, request.sizes, request.seconds / len(others)), result, limit_s)
 
 
-def _enter(times: Times, rows: Mapping[str, Row]) -> None:
+def _enter(times: Times, result: Result) -> None:
+    result.sizes, result.products = times.sizes, times.products
     base = times.timed.get(SOURCE)
-    for tool, measured in times.timed.items():
-        row = rows[tool]
-        row.min_ms, row.p50_ms = round(measured.min_ms, 4), round(measured.p50_ms, 4)
-        if base is not None:
-            row.speedup = round(base.min_ms / measured.min_ms, 4)
-            row.p50_speedup = round(base.p50_ms / measured.p50_ms, 4)
+    for row in result.rows:
+        if why := times.failed.get(row.tool):
+            row.failure = row.failure or f"not timed: {why}"
+        if measured := times.timed.get(row.tool):
+            row.min_ms, row.p50_ms = round(measured.min_ms, 4), round(measured.p50_ms, 4)
+            if base is not None:
+                row.speedup = round(base.min_ms / measured.min_ms, 4)
+                row.p50_speedup = round(base.p50_ms / measured.p50_ms, 4)
+
+
+def _share_of_products(profile: Profile) -> float:
+    """Of whole runs, profiling included: what it adds is not in the products."""
+    products = sum(op.ms for op in profile.ops if _PRODUCTS.search(op.op))
+    return round(products / profile.run_ms, 4)
 
 
 def main(text: str) -> None:
@@ -116,15 +125,19 @@ def main(text: str) -> None:
     feeds = make_feeds(known.inputs, sizes, seed=0)
     calls: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
+    products = None
     for tool, path in request.paths.items():
         try:
-            bound = Session(Path(path), threads=1, options=IN_TURNS).bind()
+            session = Session(Path(path), threads=1, options=IN_TURNS)
+            if tool == SOURCE:
+                products = _share_of_products(session.profile(feeds, _PROFILED))
+            bound = session.bind()
             bound(feeds)
             calls[tool] = functools.partial(bound, feeds)
         except BurnishError as error:
             failed[tool] = error.what[:200]
     timed = interleave(calls, runs=_RUNS, warmup=2, seconds=request.seconds) if calls else {}
-    print(msgspec.json.encode(Times(sizes, timed, failed)).decode())
+    print(msgspec.json.encode(Times(sizes, timed, failed, products)).decode())
 
 
 if __name__ == "__main__":

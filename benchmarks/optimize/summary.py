@@ -91,6 +91,18 @@ class Summary:
         """Speed-up over the source of burnish and of the best peer that is right."""
         return self._beside(ours, lambda row: row.speedup, max)
 
+    def ceiling(self) -> float | None:
+        """How much faster than the best peer it would be if all but the source's products took no time.
+
+        Geometric mean; the products are matrix products, convolutions and recurrences, as onnxruntime runs
+        them in the source; what attention multiplies inside one kernel is not counted.
+        """
+        shares = {result.model: result.products for result in self.results}
+        best = {each.model: each.theirs for each in self.speed()}
+        return geomean(
+            1 / (share * best[model]) for model, share in shares.items() if share and model in best
+        )
+
     def slower(self, ours: str = DEFAULT) -> list[tuple[str, float]]:
         """Models on which burnish's result is slower than the source beyond noise, and by what."""
         return [

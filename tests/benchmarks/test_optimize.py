@@ -17,6 +17,7 @@ from burnish.benchmarks.optimize.making import MakingError, file_bytes, made, si
 from burnish.benchmarks.optimize.rows import SOURCE, Result, Row, keep, read_results
 from burnish.benchmarks.optimize.table import SUBJECTS, Export, File, FromKit, Network, Subject, chosen
 from burnish.benchmarks.optimize.tools import ALONE, OURS, PEERS
+from burnish.runtime.profiling import OpTime, Profile
 
 _TEXT = """
 <ir_version: 10, opset_import: ["" : 20]>
@@ -94,6 +95,7 @@ def test_burnish_is_judged_and_timed_in_three_ways(result: Result) -> None:
         assert row.peak_mb
         assert (row.min_ms is None) == (tool == ALONE)
     assert rows[SOURCE].speedup == 1.0
+    assert result.products == 0  # it multiplies nothing
 
 
 def test_nothing_of_the_results_stays(result: Result, settings: Settings) -> None:
@@ -120,14 +122,23 @@ def test_a_crash_of_the_judge_costs_the_one_result_at_fault(
 
 def test_what_cannot_be_timed_is_found_among_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     fast = '{"min_ms":1,"median_ms":1,"p50_ms":1,"p90_ms":1,"p99_ms":1,"mean_ms":1,"n":5,"warmup":1}'
-    times = f'{{"sizes": {{"batch": 1}}, "timed": {{"source": {fast}, "TOOL": {fast}}}, "failed": {{}}}}'
+    times = f'{{"sizes": {{"batch": 1}}, "timed": {{"source": {fast}, "TOOL": {fast}}}, "failed": {{}},'
+    times += ' "products": 0.5}'
     script = f"""case "$0" in *bad*) exit 7 ;; *good*) echo '{times.replace("TOOL", "good")}' ;; esac"""
     monkeypatch.setattr(stopwatch, "module", lambda _, text: ["bash", "-c", script, text])
     rows = {name: Row(name) for name in (SOURCE, "good", "bad")}
     paths = {name: Path(name) for name in rows}
-    at = stopwatch.time_all(paths, rows, size=1, sizes={}, seconds=1.0, limit_s=10)
-    assert at == {"batch": 1}
+    result = Result("model", "other", size=1, rows=list(rows.values()))
+    stopwatch.time_all(paths, result, sizes={}, seconds=1.0, limit_s=10)
+    assert (result.sizes, result.products) == ({"batch": 1}, 0.5)
     assert (rows["good"].speedup, rows["bad"].failure) == (1.0, "not timed: exit status 7")
+
+
+def test_the_share_of_products_is_of_the_whole_run() -> None:
+    ops = [
+        OpTime(op, "CPU", 1, ms, 0.0) for op, ms in (("FusedMatMul", 3.0), ("Conv", 1.0), ("Softmax", 2.0))
+    ]
+    assert stopwatch._share_of_products(Profile(1, 8.0, tuple(ops), ())) == 0.5
 
 
 def test_sessions_that_do_not_fit_together_are_timed_in_groups_with_the_source() -> None:

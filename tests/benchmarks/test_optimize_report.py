@@ -63,6 +63,15 @@ def test_every_acceptance_number_is_met_or_not(results: list[Result]) -> None:
     }
 
 
+def test_what_products_leave_to_win_is_told(results: list[Result]) -> None:
+    assert Summary.of(results).ceiling() is None
+    results[0].products = 0.8
+    assert Summary.of(results).ceiling() == pytest.approx(1 / (0.8 * 1.1))
+    text = "\n".join(markdown(results))
+    assert "| transformer | 1 | 1.182 | 1.136 | 1.300 |" in text
+    assert "Products: 80 % of the source's run." in text
+
+
 def test_what_is_not_equal_is_not_met() -> None:
     bad = Row("burnish", 5, {}, True, False, None, "differs at y", 1.0, 100.0)
     found = claims(Summary.of([result("m", "other", bad)]))
