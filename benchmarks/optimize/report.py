@@ -106,7 +106,7 @@ def _tallies(summary: Summary) -> str:
 
 def _nodes(summary: Summary) -> Iterator[str]:
     yield "## Nodes left\n"
-    for way in (DEFAULT, CHECKED):
+    for way in OURS:
         found = summary.nodes(way)
         fewer = sum(each.ours < each.theirs for each in found)
         same = sum(each.ours == each.theirs for each in found)
