@@ -53,6 +53,7 @@ PASSES: Final[dict[str, str]] = {
     "fuse-rotary": "burnish.passes.fusion.fuse_rotary:FuseRotary",
     "fuse-attention": "burnish.passes.fusion.fuse_attention:FuseAttention",
     "pack-attention": "burnish.passes.fusion.pack_attention:PackAttention",
+    "pack-products": "burnish.passes.fusion.pack_products:PackProducts",
     "fuse-repeat": "burnish.passes.fusion.fuse_repeat:FuseRepeat",
     "fuse-skip-norm": "burnish.passes.fusion.fuse_skip_norm:FuseSkipNorm",
     "fuse-bias-gelu": "burnish.passes.fusion.fuse_bias_gelu:FuseBiasGelu",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar, Final, final
 
-import numpy as np
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass
+from burnish.passes.fusion.columns import describe, split_columns
 from burnish.passes.matching import CONTRIB, Scope, candidates
 from burnish.passes.shapes import Shapes
 
@@ -49,8 +49,10 @@ def _unpack(node: ir.Node, scope: Scope, shapes: Shapes, context: Context) -> bo
         return False
     x, weight, bias, mask, _, biases = _inputs(node)
     product = ir.node("MatMul", [x, weight])
-    _describe(product.outputs[0], node, sum(widths), scope.fresh(f"{node.outputs[0].name}_matmul"))
-    parts = _split(product.outputs[0], node, widths, scope)
+    result = node.outputs[0]
+    describe(product.outputs[0], result, sum(widths), scope.fresh(f"{result.name}_matmul"))
+    names = [f"{result.name}_{part}" for part in ("query", "key", "value")]
+    parts = split_columns(product.outputs[0], [result] * 3, widths, names, scope, node)
     inputs = [*parts.outputs, bias, mask, biases]
     while inputs[-1] is None:
         inputs.pop()
@@ -87,22 +89,3 @@ def _widths(node: ir.Node, shapes: Shapes) -> list[int] | None:
     known = [shapes[value].static for value in node.inputs[1:3]]
     total = next((shape[-1] for shape in known if shape), 0)
     return [total // 3] * 3 if total and total % 3 == 0 else None
-
-
-def _split(value: ir.Value, node: ir.Node, widths: list[int], scope: Scope) -> ir.Node:
-    if scope.opset < 13:
-        split = ir.node("Split", [value], {"axis": 2, "split": widths}, num_outputs=3)
-    else:
-        sizes = scope.constant(node, f"{node.outputs[0].name}_sizes", np.array(widths, np.int64))
-        split = ir.node("Split", [value, sizes], {"axis": 2}, num_outputs=3)
-    for output, name, width in zip(split.outputs, ("query", "key", "value"), widths, strict=True):
-        _describe(output, node, width, scope.fresh(f"{node.outputs[0].name}_{name}"))
-    return split
-
-
-def _describe(value: ir.Value, node: ir.Node, width: int, name: str) -> None:
-    """Name, type and shape [batch, positions, width] of a value on the way."""
-    like = node.outputs[0]
-    value.name, value.type = name, like.type
-    if like.shape is not None and len(like.shape) == 3:
-        value.shape = ir.Shape([like.shape[0], like.shape[1], width])
