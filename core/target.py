@@ -73,6 +73,8 @@ class ConvRules:
     """Activations that it knows."""
     adds: bool = False
     """It takes a fourth input of the result's shape, and adds it before the activation."""
+    in_blocks: bool = False
+    """Convolutions of images run with channels in blocks, with a sum only where that is in blocks too."""
 
 
 @final
@@ -153,7 +155,7 @@ TARGETS: Final[dict[str, Target]] = {
             inlined=_CPU_INLINED,
             qdq=QdqRules("u8", symmetric=False, bias_int32=True, linear_output=False, conv_output=True),
             dynamic_int8=True,
-            fused_conv=ConvRules(_CPU_ACTIVATIONS, adds=True),
+            fused_conv=ConvRules(_CPU_ACTIVATIONS, adds=True, in_blocks=True),
             kv_cache=CacheRules("group-query", frozenset({"float32", "float16"})),
         ),
         Target(

@@ -26,7 +26,9 @@ and slices are merged last, when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation,fuse-matmul"
 """What quantisation would not know any more."""
 
-_GEMM: Final = "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,merge-reshapes,merge-reductions"
+_GEMM: Final = (
+    "make-gemm,fold-into-conv,fold-batch-norm,fold-before-conv,sink-resize,merge-reshapes,merge-reductions"
+)
 """After everything that looks for a MatMul and an Add; a Gemm takes in what a MatMul cannot. Reshapes met
 where transposes went; what is left of them is what a reduction may take in."""
 

@@ -39,6 +39,7 @@ PASSES: Final[dict[str, str]] = {
     "infer-shapes": "burnish.passes.cleanup.infer_shapes:InferShapes",
     "fold-into-conv": "burnish.passes.fusion.fold_into_conv:FoldIntoConv",
     "fold-before-conv": "burnish.passes.fusion.fold_before_conv:FoldBeforeConv",
+    "sink-resize": "burnish.passes.fusion.sink_resize:SinkResize",
     "fold-batch-norm": "burnish.passes.fusion.fold_batch_norm:FoldBatchNorm",
     "unflatten-linear": "burnish.passes.fusion.unflatten_linear:UnflattenLinear",
     "fuse-gelu": "burnish.passes.fusion.fuse_gelu:FuseGelu",

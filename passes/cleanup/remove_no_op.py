@@ -29,8 +29,8 @@ class RemoveNoOp(Pass):
     Cast to the same dtype; Transpose to the same order; Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile
     and Split that keep the shape; Slice that keeps everything; Pad by nothing; Concat, Max, Min, Mean and Sum
     of one input; Dropout outside training; Clip without bounds; multiplication by 1, the power of 1,
-    addition of integer 0, And with true, Or with false; Where with a constant condition. Shapes are compared
-    as polynomials in the names of the inputs' dims.
+    addition of integer 0, And with true, Or with false; Where with a constant condition; Resize to the sizes
+    that are there. Shapes are compared as polynomials in the names of the inputs' dims.
 
     Between an input and an output, which both keep their names, an Identity is left.
 
@@ -117,6 +117,14 @@ def _clip(call: Call) -> int | None:
     return None if bounded or call.opset < 11 else 0
 
 
+def _resize(call: Call) -> int | None:
+    """By given sizes: scales may round to the same size, and still move the image."""
+    attributes = call.node.attributes
+    region = attributes.get_string("coordinate_transformation_mode", "") == "tf_crop_and_resize"
+    by_size = call.has(3) and attributes.get_string("mode", "nearest") in ("linear", "nearest")
+    return 0 if by_size and not region and call.opset >= 11 and _keeps_shape(call) else None
+
+
 def _neutral(element: int, *, commutes: bool, floats: bool = True) -> Test:
     """The test of a binary operator that does nothing with `element` on the right (or left)."""
 
@@ -155,7 +163,7 @@ _TESTS: Final[dict[str, Test]] = {
     "Add": _neutral(0, commutes=True, floats=False), "And": _neutral(1, commutes=True), "Cast": _cast,
     "CastLike": _cast, "Clip": _clip, "Div": _neutral(1, commutes=False), "Dropout": _dropout,
     "Mul": _neutral(1, commutes=True), "Or": _neutral(0, commutes=True), "Pad": _pad,
-    "Pow": _neutral(1, commutes=False), "Slice": _slice,
+    "Pow": _neutral(1, commutes=False), "Resize": _resize, "Slice": _slice,
     "Split": _split, "Sub": _neutral(0, commutes=False, floats=False), "Transpose": _transpose,
     "Where": _where,
 }  # fmt: skip

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.forms import conv_form, typical_size_of
+from burnish.passes.fusion.blocked import is_image_conv, is_in_blocks
 from burnish.passes.fusion.fuse_hard_swish import clip_bounds, gates_swish
 from burnish.passes.fusion.quantised import reads_quantised
 from burnish.passes.matching import CONTRIB, Scope, candidates, either_way, made_by, obstacle
@@ -25,10 +26,11 @@ Parameters = list[float] | None
 class FuseConvActivation(Pass):
     """Fuse what stands behind a float32 Conv into onnxruntime's FusedConv, as far as the target's does it.
 
-    That is what is added, where it provably has the shape of the result (a residual), and then an
-    activation: Relu, Sigmoid, Tanh, LeakyRelu, HardSigmoid, Clip between constants, and HardSwish, whole or
-    as x * HardSigmoid(x). Kept: a result that something else reads too. Quantisation knows Conv only, so
-    this belongs last in a recipe; and a Conv between QuantizeLinear and DequantizeLinear is kept.
+    That is what is added, where it provably has the shape of the result (a residual) and, on targets that run
+    convolutions in blocks of channels, is in blocks itself; and then an activation: Relu, Sigmoid, Tanh,
+    LeakyRelu, HardSigmoid, Clip between constants, and HardSwish, whole or as x * HardSigmoid(x). Kept: a
+    result that something else reads too. Quantisation knows Conv only, so this belongs last in a recipe; and
+    a Conv between QuantizeLinear and DequantizeLinear is kept.
     """
 
     name: ClassVar[str] = "fuse-conv-activation"
@@ -85,6 +87,8 @@ def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> No
             context.miss(add, _QUANTISED)
         elif fact.shape is None or fact.shape != facts[other].shape:
             context.miss(add, "what is added is not proved to have the shape of the Conv's result")
+        elif rules.in_blocks and is_image_conv(conv) and not is_in_blocks(other, facts.shapes):
+            context.miss(add, "the Conv is faster in blocks of channels, which what is added is not in")
         elif context.permit(add):
             given = [*conv.inputs, None][:3]
             new = _emit(conv, [*given, other], {})

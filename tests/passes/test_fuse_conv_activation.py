@@ -92,6 +92,7 @@ def test_another_gate_is_not_hard_swish() -> None:
     check_pass(FuseConvActivation(), graph(nodes), count=0, weights=used(nodes))
 
 
+POOL = "x = MaxPool <kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (i)"
 SAME = "c = Conv <pads = [1, 1, 1, 1]> (x, v, d)"
 SAME2 = "c2 = Conv <pads = [1, 1, 1, 1]> (r, v)"
 LAST = "c3 = Conv <pads = [1, 1, 1, 1]> (r2, v, d)  y = Add (c3, r2)"
@@ -118,9 +119,47 @@ RESIDUALS = {
 
 @pytest.mark.parametrize(("nodes", "after", "count"), RESIDUALS.values(), ids=RESIDUALS)
 def test_what_is_added_becomes_an_input(nodes: str, after: list[str], count: int) -> None:
-    text = graph(nodes, "float[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
+    text = graph(f"{POOL}  {nodes}", "float[N, 4, 6, 5] i", "float[N, 4, 6, 5] y")
     weights = {name: array for name, array in SQUARE.items() if f", {name}" in nodes}
-    check_pass(FuseConvActivation(), text, after, count=count, weights=weights)
+    check_pass(FuseConvActivation(), text, ["MaxPool", *after], count=count, weights=weights)
+
+
+OUTSIDE = {
+    "an input": "z = Identity (i)",
+    "made by another operator": "z = Neg (x)",
+    "a product that spreads": "g = GlobalAveragePool (x)  z = Mul (x, g)",
+    "a sum with an input": "z = Add (x, i)",
+}
+
+
+@pytest.mark.parametrize("nodes", OUTSIDE.values(), ids=OUTSIDE)
+def test_what_is_not_in_blocks_is_added_behind_the_conv(nodes: str) -> None:
+    context = Context()
+    text = graph(f"{POOL}  {nodes}  {SAME}  y = Add (c, z)", "float[N, 4, 6, 5] i", "float[N, 4, 6, 5] y")
+    assert FuseConvActivation().rewrite(parse(text, weights=SQUARE), context) == 0
+    assert "in blocks" in context.misses[0].why
+
+
+STEPS = {
+    "an activation": "q = Sigmoid (x)  z = Relu (q)",
+    "a product": "q = Tanh (x)  z = Mul (x, q)",
+    "parts of channels": "e = Conv (x, half)  z = Concat <axis = 1> (e, e)",
+}
+
+
+@pytest.mark.parametrize("nodes", STEPS.values(), ids=STEPS)
+def test_what_is_made_of_blocks_is_in_blocks(nodes: str) -> None:
+    weights = SQUARE | {"half": np.ones((2, 4, 1, 1), np.float32)} if "half" in nodes else SQUARE
+    text = graph(f"{POOL}  {nodes}  {SAME}  y = Add (c, z)", "float[N, 4, 6, 5] i", "float[N, 4, 6, 5] y")
+    model = check_pass(FuseConvActivation(), text, count=1, weights=weights)
+    assert [node.op_type for node in model.graph][-1] == "FusedConv"
+
+
+def test_a_sum_of_signals_becomes_an_input() -> None:
+    """There are no blocks for one dim of space."""
+    text = "g (float[N, 4, T] x) => (float[N, 4, T] y) { c = Conv (x, k)  y = Add (c, x) }"
+    weights = {"k": np.ones((4, 4, 1), np.float32)}
+    check_pass(FuseConvActivation(), text, ["FusedConv"], count=1, weights=weights)
 
 
 SPREAD = {

@@ -183,3 +183,35 @@ def test_inside_branches_and_functions() -> None:
         count=2,
     )
     assert [node.op_type for node in model.graph.all_nodes()] == ["If", "Neg", "f"]
+
+
+RESIZES = {
+    "to its own sizes": ('mode = "linear", nearest_mode = "floor"', "a, , , same", 1),
+    "the nearest of itself": ('mode = "nearest"', "a, , , same", 1),
+    "to other sizes": ('mode = "linear", nearest_mode = "floor"', "a, , , more", 0),
+    "by scales that round to its sizes": (
+        'mode = "nearest", coordinate_transformation_mode = "asymmetric"', "a, , scales", 0,
+    ),
+    "of a region": (
+        'mode = "linear", coordinate_transformation_mode = "tf_crop_and_resize"', "a, region, , same", 0,
+    ),
+    "cubic": ('mode = "cubic"', "a, , , same", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("attributes", "inputs", "count"), RESIZES.values(), ids=RESIZES)
+def test_resize(attributes: str, inputs: str, count: int) -> None:
+    weights = {
+        "same": np.array([1, 2, 4, 5]), "more": np.array([1, 2, 8, 10]),
+        "scales": np.array([1, 1, 1.2, 1.1], np.float32),
+        "region": np.array([0, 0, 0.2, 0.2, 1, 1, 0.8, 0.8], np.float32),
+    }  # fmt: skip
+    nodes = f"a = Relu (x) b = Resize <{attributes}> ({inputs}) y = Neg (b)"
+    sizes = "1, 2, 8, 10" if "more" in inputs else "1, 2, 4, 5"
+    check_pass(
+        RemoveNoOp(),
+        before=f"g (float[1, 2, 4, 5] x) => (float[{sizes}] y) {{ {nodes} }}",
+        weights={name: array for name, array in weights.items() if name in inputs},
+        after="a = Relu (x)\ny = Neg (a)" if count else None,
+        count=count,
+    )
