@@ -149,7 +149,9 @@ def _reshape(call: Call) -> Sequence[Fact]:
         return [Fact(data.dtype, None if rank is None or rank > MAX_CONTENT else _blank(call, rank))]
     # A symbolic dim that is 0 when the model runs counts as 0, also without `allowzero`: the copy that it
     # would then mean makes the element count wrong, so the model fails there, unless another dim is 0 too:
-    # `_is_copied` tells that of two dims of one name, not of two names that are 0 at once.
+    # `_is_copied` tells that of two dims of one name. Two names that are 0 at once, or a -1 beside, are not
+    # told: exporters flatten the rows of every linear layer and turn the keys of every attention so, and
+    # nothing would be known behind those. What is computed there has no elements.
     zero_copies = not call.node.attributes.get_int("allowzero", 0)
     dims: list[Dim | None] = []
     for axis, dim in enumerate(target.content):
