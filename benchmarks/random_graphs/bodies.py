@@ -74,8 +74,8 @@ def loop(w: Writer, value: Known, steps: Steps) -> Known:
 
 def scan(w: Writer, value: Known, steps: Steps) -> Known:
     """A Scan along an axis: a part for each step, and a sum that is carried, which begins with all of it."""
-    # onnxruntime 1.31 divides by 0, and the process is gone, where another axis than the first is one of
-    # an empty tensor.
+    # onnxruntime 1.31 ends the process where an empty tensor is scanned along another axis than the first
+    # (it divides by 0), or backwards.
     is_full = all(isinstance(dim, int) and dim > 0 for dim in value.dims)
     axis = int(w.rng.integers(value.rank)) if is_full else 0
     rest = (*value.dims[:axis], *value.dims[axis + 1 :])
@@ -91,7 +91,7 @@ def scan(w: Writer, value: Known, steps: Steps) -> Known:
     )
     last = Known(w.fresh("last"), value.dtype, rest, rough=True)
     made = Known(w.fresh("scan"), value.dtype, value.dims, rough=True)
-    backwards = [int(w.chance(0.2))]
+    backwards = [int(is_full and w.chance(0.3))]
     w.add(
         "Scan", [start, value], [last, made], body=graph, num_scan_inputs=1, scan_input_axes=[axis],
         scan_output_axes=[axis], scan_input_directions=backwards, scan_output_directions=backwards,
