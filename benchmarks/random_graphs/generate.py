@@ -111,7 +111,7 @@ def _nest(w: Writer, count: int) -> Known | None:
                 at = (plant_inside if inside.chance(0.3) else keep)(inside, at)
         return at
 
-    again = scan if value.dims and w.chance(0.5) else loop
+    again = scan if value.dims and 0 not in value.dims and w.chance(0.5) else loop
     return (branch if w.chance(0.6) else again)(w, value, steps)
 
 

@@ -19,7 +19,7 @@ from burnish.benchmarks.random_graphs.examine import Subject, examine
 from burnish.benchmarks.random_graphs.generate import SIZES, generate
 from burnish.benchmarks.random_graphs.oracles import cases, evaluator, onnxruntime
 from burnish.benchmarks.random_graphs.relations import insert
-from burnish.benchmarks.random_graphs.shrink import read_by
+from burnish.benchmarks.random_graphs.shrink import prune, read_by
 from burnish.model import to_bytes
 from burnish.passes.base import Context, Numerics, Pass, all_graphs
 from burnish.target import TARGETS
@@ -116,6 +116,16 @@ def test_a_wrong_pass_is_named_and_its_model_made_small() -> None:
     assert [node.op_type for node in small.node] == ["Tanh"]
     assert [output.name for output in small.output] == ["t"]
     assert {name: array.size for name, array in found.feeds.items()} == {"m": 4}
+
+
+def test_an_input_with_a_default_needs_no_value_to_be_pruned() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Add (x, w) }
+    """)
+    small, feeds = prune(model, {"x": np.ones(2, np.float32)})
+    assert [info.name for info in small.graph.input] == ["x", "w"]
+    assert feeds.keys() == {"x"}
 
 
 def test_an_invalid_model_and_an_exception_are_failures() -> None:
