@@ -15,9 +15,10 @@ import onnx_ir as ir
 
 from burnish.difference import Difference, difference
 from burnish.errors import ModelError
-from burnish.feeds import is_batch
+from burnish.feeds import batch_dims
 from burnish.kv_cache import Case
 from burnish.lending import judge, lendable, place_holder
+from burnish.model import signature
 from burnish.numbering import Side, Unnumbered, operands
 from burnish.passes.runner import Verdict
 from burnish.regions import Kind, Region, Regions
@@ -94,7 +95,7 @@ def _compared(
     known = [] if waypoints is None else waypoints.of(regions.before)
     narrow = _Places(regions, first, known)
     wide = _Places(regions, [*first, *own], known) if own else narrow
-    telling = _telling(cases)
+    telling = _telling(cases, batch_dims(signature(regions.before.model).inputs)) if own else ()
     found, made = [], []
     for number, (_, feeds) in enumerate(cases):
         apart, values = (wide if number in telling else narrow).compare(number, feeds)
@@ -109,7 +110,7 @@ def _compared(
     return found, made, where
 
 
-def _telling(cases: Sequence[Case]) -> Sequence[int]:
+def _telling(cases: Sequence[Case], batches: Collection[str]) -> Sequence[int]:
     """The case at which every weight counts: the largest sizes, the fewest examples; all, where none does.
 
     Of one element, softmax and the norms make the same whatever the weights before them.
@@ -117,7 +118,7 @@ def _telling(cases: Sequence[Case]) -> Sequence[int]:
 
     def order(number: int) -> tuple[int, int]:
         sizes, feeds = cases[number]
-        length = math.prod(size for name, size in sizes.items() if not is_batch(name))
+        length = math.prod(size for name, size in sizes.items() if name not in batches)
         return -length, sum(array.nbytes for array in feeds.values())
 
     many = [number for number, (sizes, _) in enumerate(cases) if all(size > 1 for size in sizes.values())]

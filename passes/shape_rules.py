@@ -9,14 +9,15 @@ from typing import Final
 import onnx_ir as ir
 
 from burnish.passes.base import tensor_of
-from burnish.passes.dims import Dim, product, total
+from burnish.passes.dims import Dim, total
 from burnish.passes.shape_contents import CONTENTS, slice_bounds
 from burnish.passes.shape_fallback import ask_onnx
 from burnish.passes.shape_layers import LAYERS
 from burnish.passes.shape_products import CONTRIB_PRODUCTS, PRODUCTS
+from burnish.passes.shape_reshapes import flatten, reshape
 from burnish.passes.shape_rules_quantized import QUANTISED, branches, stacked
 from burnish.passes.shape_windows import WINDOWS, convolution
-from burnish.passes.shapes import MAX_CONTENT, Call, Fact, Shape
+from burnish.passes.shapes import Call, Fact
 
 Rule = Callable[[Call], Sequence[Fact]]
 
@@ -140,71 +141,6 @@ def _constant(call: Call) -> Sequence[Fact]:
     if tensor is None:
         return []
     return [Fact(tensor.dtype, tuple(Dim.of(int(size)) for size in tensor.shape.numpy()))]
-
-
-def _reshape(call: Call) -> Sequence[Fact]:
-    data, target = call.input(0), call.input(1)
-    if target.content is None:
-        rank = target.shape[0].size if target.shape else None
-        return [Fact(data.dtype, None if rank is None or rank > MAX_CONTENT else _blank(call, rank))]
-    # A symbolic dim that is 0 when the model runs counts as 0, also without `allowzero`: the copy that it
-    # would then mean makes the element count wrong, so the model fails there, unless another dim is 0 too:
-    # `_is_copied` tells that of two dims of one name, not of two names that are 0 at once.
-    zero_copies = not call.node.attributes.get_int("allowzero", 0)
-    dims: list[Dim | None] = []
-    for axis, dim in enumerate(target.content):
-        if dim.size == 0 and zero_copies:
-            dims.append(_dim_of(call, data, axis))
-        elif zero_copies and dim.size is None and _is_copied(data, target.content, axis):
-            dims.append(call.shapes.fresh())
-        else:
-            dims.append(None if dim.size == -1 else dim)
-    return [Fact(data.dtype, _resolve(call, data.shape, dims))]
-
-
-def _is_copied(data: Fact, target: Shape, axis: int) -> bool:
-    """True where a size may be 0 together with another one, and another size of the input stands there."""
-    dim = target[axis]
-    if dim.is_at_least(1) or (data.shape is not None and data.shape[axis : axis + 1] == (dim,)):
-        return False
-    others = {name for place, each in enumerate(target) if place != axis for name in _names_of(each)}
-    return not others.isdisjoint(_names_of(dim))
-
-
-def _names_of(dim: Dim) -> set[str]:
-    return {name for names, _ in dim.terms for name in names}
-
-
-def _blank(call: Call, rank: int) -> Shape:
-    return tuple(call.shapes.fresh() for _ in range(rank))
-
-
-def _dim_of(call: Call, fact: Fact, axis: int) -> Dim:
-    return fact.shape[axis] if fact.shape is not None and axis < len(fact.shape) else call.shapes.fresh()
-
-
-def _resolve(call: Call, shape: Shape | None, dims: list[Dim | None]) -> Shape:
-    left = None if shape is None else _quotient(shape, [dim for dim in dims if dim is not None])
-    return tuple(dim if dim is not None else left or call.shapes.fresh() for dim in dims)
-
-
-def _quotient(shape: Shape, known: list[Dim]) -> Dim | None:
-    """The elements of `shape` for each element of `known`; sums cancel as a whole only."""
-    own, rest = list(shape), []
-    for dim in known:
-        if dim in own:
-            own.remove(dim)
-        else:
-            rest.append(dim)
-    return product(own).divided_by(product(rest))
-
-
-def _flatten(call: Call) -> Sequence[Fact]:
-    data, axis = call.input(0), call.node.attributes.get_int("axis", 1) or 0
-    if data.shape is None or not -len(data.shape) <= axis <= len(data.shape):
-        return [Fact(data.dtype, _blank(call, 2))]
-    axis += len(data.shape) if axis < 0 else 0
-    return [Fact(data.dtype, (product(data.shape[:axis]), product(data.shape[axis:])))]
 
 
 def _transpose(call: Call) -> Sequence[Fact]:
@@ -374,10 +310,10 @@ RULES: Final[dict[str, Rule]] = {
     **WINDOWS,
     **LAYERS,
     "Cast": _cast, "CastLike": _cast_like, "Concat": _concat, "Constant": _constant,
-    "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": _flatten, "Gather": _gather,
+    "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Flatten": flatten, "Gather": _gather,
     "GatherElements": _gather_elements, "GatherND": _gather_nd, "If": branches, "Loop": stacked,
     "Range": _range,
-    "Reshape": _reshape, "Scan": stacked, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
+    "Reshape": reshape, "Scan": stacked, "Shape": _shape, "Size": _size, "Slice": _slice, "Split": _split,
     "Squeeze": _squeeze, "Tile": _tile, "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
 }  # fmt: skip
 

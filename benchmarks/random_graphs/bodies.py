@@ -1,4 +1,4 @@
-"""If and Loop around a few steps that keep type and dims."""
+"""If, Loop and Scan around a few steps that keep type and dims."""
 
 from __future__ import annotations
 
@@ -69,4 +69,29 @@ def loop(w: Writer, value: Known, steps: Steps) -> Known:
     graph = _graph("body", inside, [inside.info(each) for each in (step, on, carried)], [going, result])
     made = Known(w.fresh("loop"), value.dtype, value.dims, rough=True)
     w.add("Loop", [count, w.constant(True, np.bool_), value], [made], body=graph)
+    return made
+
+
+def scan(w: Writer, value: Known, steps: Steps) -> Known:
+    """A Scan along an axis: a part for each step, and a sum that is carried, which begins with all of it."""
+    axis = 0 if w.chance(0.6) else int(w.rng.integers(value.rank))
+    rest = (*value.dims[:axis], *value.dims[axis + 1 :])
+    start = w.reduce("ReduceSum", value, [axis], keepdims=False)
+    carried = Known(w.fresh("carried"), value.dtype, rest, rough=True)
+    piece = Known(w.fresh("piece"), value.dtype, rest, rough=True)
+    inside, result = _body(w, piece, steps)
+    graph = _graph(
+        "body",
+        inside,
+        [inside.info(carried), inside.info(piece)],
+        [inside.on("Add", carried, result), result],
+    )
+    last = Known(w.fresh("last"), value.dtype, rest, rough=True)
+    made = Known(w.fresh("scan"), value.dtype, value.dims, rough=True)
+    backwards = [int(w.chance(0.2))]
+    w.add(
+        "Scan", [start, value], [last, made], body=graph, num_scan_inputs=1, scan_input_axes=[axis],
+        scan_output_axes=[axis], scan_input_directions=backwards, scan_output_directions=backwards,
+    )  # fmt: skip
+    w.values.append(last)
     return made

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from burnish.benchmarks.random_graphs.bodies import branch, loop
+from burnish.benchmarks.random_graphs.aging import age
+from burnish.benchmarks.random_graphs.bodies import branch, loop, scan
 from burnish.benchmarks.random_graphs.patterns import plant, plant_inside
 from burnish.benchmarks.random_graphs.plan import HEADS, WIDTH
 from burnish.benchmarks.random_graphs.shrink import read_by
@@ -27,6 +28,8 @@ SIZES: Final = (
 )
 """Of the dynamic dims, as far as a graph has them."""
 OPSETS: Final = (13, 14, 15, 16, 17, 18, 19, 20, 20, 21, 22, 23, 24)
+_AGED: Final = 0.15
+"""Of the graphs are of opset 13, and then made older, as far as that can be."""
 _MOST_NODES: Final = 26
 """After which no more is written; what was begun is ended."""
 _MOST_RANK: Final = 5
@@ -48,9 +51,10 @@ class Graph:
 
 
 def generate(seed: int) -> Graph:
-    """The graph of that number: 3 to about 30 nodes, up to two planted patterns, an If or Loop."""
-    rng = np.random.default_rng([seed, 1])
-    w = Writer(rng, int(rng.choice(OPSETS)))
+    """The graph of that number: 3 to about 30 nodes, up to two planted patterns, an If, Loop or Scan."""
+    rng, aging = np.random.default_rng([seed, 1]), np.random.default_rng([seed, 6])
+    opset, is_aged = int(rng.choice(OPSETS)), aging.random() < _AGED
+    w = Writer(rng, 13 if is_aged else opset)
     inputs = _inputs(w)
     w.values.extend(inputs)
     patterns, bodies = int(rng.integers(3)), int(rng.integers(2))
@@ -65,6 +69,8 @@ def generate(seed: int) -> Graph:
         if made is not None and made.rank <= _MOST_RANK:
             w.values.append(made)
     model = _model(w, inputs)
+    if is_aged:
+        age(model, aging)
     twist(model, np.random.default_rng([seed, 5]))
     return Graph(seed, model.SerializeToString(deterministic=True))
 
@@ -105,7 +111,8 @@ def _nest(w: Writer, count: int) -> Known | None:
                 at = (plant_inside if inside.chance(0.3) else keep)(inside, at)
         return at
 
-    return (branch if w.chance(0.6) else loop)(w, value, steps)
+    again = scan if value.dims and 0 not in value.dims and w.chance(0.5) else loop
+    return (branch if w.chance(0.6) else again)(w, value, steps)
 
 
 def _model(w: Writer, inputs: list[Known]) -> onnx.ModelProto:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from burnish.benchmarks.random_graphs.aging import AXES_ARE_INPUTS, as_attributes
 from burnish.benchmarks.random_graphs.shrink import read_by
 
 _FLOATS: Final = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE)
@@ -46,6 +47,13 @@ class _Draft:
         name = f"{self.result}_constant_{len(self.tensors)}"
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
+
+    def as_before(self) -> None:
+        """Write the nodes as opset 12 wants them."""
+        arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.tensors}
+        as_attributes(self.nodes, arrays)
+        read = read_by(self.nodes)
+        self.tensors = [tensor for tensor in self.tensors if tensor.name in read]
 
 
 def _identity(place: _Place, draft: _Draft) -> bool:
@@ -128,10 +136,11 @@ RELATIONS: Final[dict[str, Write]] = {
     "Neg of Neg": _undone("Neg", (*_FLOATS, *_INTS)),
     "Not of Not": _undone("Not", (onnx.TensorProto.BOOL,)),
 }
+_LOOPS: Final = frozenset({"Loop", "Scan"})
 _DIVIDING: Final = frozenset({"Div", "Pow", "Reciprocal"})
 _SIGN_OF_ZERO: Final = "it makes 0.0 of -0.0, which a division by what follows can see"
 _NEED_SIZES: Final = ("Add of 0.0", "Add of integer 0", "Reshape to the same shape")
-_BEHIND_LOOPS: Final = "the analysis of shapes says nothing of the sizes of what a Loop gives"
+_BEHIND_LOOPS: Final = "the analysis of shapes says nothing of the sizes of what a Loop or Scan gives"
 
 
 def why_it_stays(relation: str, model: bytes) -> str:
@@ -140,7 +149,7 @@ def why_it_stays(relation: str, model: bytes) -> str:
     ops = {node.op_type for node in proto.graph.node}
     if relation == "Add of 0.0" and ops & _DIVIDING:
         return _SIGN_OF_ZERO
-    return _BEHIND_LOOPS if "Loop" in ops and relation in _NEED_SIZES else ""
+    return _BEHIND_LOOPS if ops & _LOOPS and relation in _NEED_SIZES else ""
 
 
 def insert(model: bytes, relation: str, seed: int) -> bytes | None:
@@ -151,6 +160,8 @@ def insert(model: bytes, relation: str, seed: int) -> bytes | None:
         place = places[int(number)]
         draft = _Draft(rng, f"{place.name}_again")
         if RELATIONS[relation](place, draft):
+            if proto.opset_import[0].version < AXES_ARE_INPUTS:
+                draft.as_before()
             return _put_in(proto, place, draft)
     return None
 

@@ -82,7 +82,7 @@ def prune(model: onnx.ModelProto, feeds: Arrays) -> _Small:
     _keep(graph.node, nodes)
     _keep(graph.initializer, [tensor for tensor in graph.initializer if tensor.name in needed])
     _keep(graph.input, [info for info in graph.input if info.name in needed])
-    return copy, {info.name: feeds[info.name] for info in graph.input}
+    return copy, {info.name: feeds[info.name] for info in graph.input if info.name in feeds}
 
 
 def _keep(field: Any, wanted: list[Any]) -> None:

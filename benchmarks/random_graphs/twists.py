@@ -5,7 +5,7 @@ Each twist keeps the model valid and what its outputs mean; it is what tools wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnx
 from onnx import helper
 
 from burnish.benchmarks.random_graphs.shrink import read_by
+from burnish.benchmarks.random_graphs.writer import graphs_of
 
 Twist = Callable[[onnx.ModelProto, np.random.Generator], None]
 
@@ -33,17 +34,9 @@ def twist(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
             change(proto, rng)
 
 
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield from _graphs(attribute.g)
-
-
 def _names_of_others(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
     """Nodes are called as passes would call others: `node_` and the name of a value; some have no name."""
-    nodes = [node for graph in _graphs(proto.graph) for node in graph.node]
+    nodes = [node for graph in graphs_of(proto.graph) for node in graph.node]
     for node, place in zip(nodes, rng.permutation(len(nodes)), strict=True):
         if rng.random() < 0.7:
             node.name = f"node_{nodes[int(place)].output[0]}"
@@ -51,7 +44,7 @@ def _names_of_others(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
 
 def _names_of_passes(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
     """Values are called what passes would call what they make of others."""
-    graphs = list(_graphs(proto.graph))
+    graphs = list(graphs_of(proto.graph))
     fixed = {info.name for info in (*proto.graph.input, *proto.graph.output)}
     made = [name for graph in graphs for node in graph.node for name in node.output if name not in fixed]
     known = fixed | set(made) | {tensor.name for tensor in proto.graph.initializer}
@@ -100,7 +93,7 @@ def _defaults(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
 def _functions(proto: onnx.ModelProto, rng: np.random.Generator) -> None:
     """Some operators are local functions; one takes its constant from the call."""
     opsets, used = list(proto.opset_import), set[str]()
-    for node in (node for graph in _graphs(proto.graph) for node in graph.node):
+    for node in (node for graph in graphs_of(proto.graph) for node in graph.node):
         if node.op_type in _UNARY and not node.domain and rng.random() < 0.7:
             used.add(node.op_type)
             node.domain, node.op_type = _DOMAIN, f"My{node.op_type}"

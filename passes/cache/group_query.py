@@ -1,7 +1,7 @@
 """Writes com.microsoft::GroupQueryAttention in the place of an attention over a cache.
 
 Source: docs/ContribOperators.md of onnxruntime; what its CPU kernel does is measured in
-`tests/passes/test_lower_kv_cache.py`.
+`tests/passes/cache/test_lowered_kv_cache_runs.py`.
 """
 
 from __future__ import annotations

@@ -204,9 +204,9 @@ def _partial(found: _Match) -> _Match | None:
 
 
 def _table(value: ir.Value) -> ir.Value | None:
-    """Cosines without the axis of the heads."""
+    """Cosines without the axis of the heads; it is an attribute where the opset is too old anyway."""
     node = made_by(value, "Unsqueeze")
-    axes = None if node is None else constant_of(node.inputs[1])
+    axes = constant_of(node.inputs[1]) if node is not None and len(node.inputs) > 1 else None
     return (
         node.inputs[0] if node is not None and axes is not None and axes.reshape(-1).tolist() == [1] else None
     )

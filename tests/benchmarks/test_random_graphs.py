@@ -18,7 +18,8 @@ from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe
 from burnish.benchmarks.random_graphs.examine import Subject, examine
 from burnish.benchmarks.random_graphs.generate import SIZES, generate
 from burnish.benchmarks.random_graphs.oracles import cases, evaluator, onnxruntime
-from burnish.benchmarks.random_graphs.shrink import read_by
+from burnish.benchmarks.random_graphs.relations import insert
+from burnish.benchmarks.random_graphs.shrink import prune, read_by
 from burnish.model import to_bytes
 from burnish.passes.base import Context, Numerics, Pass, all_graphs
 from burnish.target import TARGETS
@@ -65,11 +66,12 @@ def test_a_seed_is_a_graph() -> None:
 
 
 def test_graphs_are_valid_mixed_and_of_the_size_that_is_wanted() -> None:
-    ops, sizes, types = Counter[str](), [], set()
-    for seed in (801, *range(150)):  # of the first, all that was begun did not fit
+    ops, sizes, types, opsets = Counter[str](), [], set(), Counter[int]()
+    for seed in (1194, *range(150)):  # of the first, all that was begun did not fit
         proto = generate(seed).proto()
         onnx.checker.check_model(proto, full_check=True)
         ops.update(node.op_type for node in proto.graph.node)
+        opsets[proto.opset_import[0].version] += 1
         sizes.append(len(proto.graph.node))
         assert proto.graph.output
         types |= {info.type.tensor_type.elem_type for info in proto.graph.input}
@@ -77,8 +79,26 @@ def test_graphs_are_valid_mixed_and_of_the_size_that_is_wanted() -> None:
     assert min(sizes) >= 3
     assert np.quantile(sizes, 0.9) <= 30
     assert len(ops) > 50
-    assert {"If", "Loop", "Conv", "Softmax", "LayerNormalization", "Where", "Split", "Erf"} <= ops.keys()
+    assert opsets.keys() == set(range(11, 25))
+    assert opsets[11] + opsets[12] >= 15
+    assert {"If", "Loop", "Scan", "Conv", "Softmax", "LayerNormalization"} <= ops.keys()
+    assert {"Where", "Split", "Erf"} <= ops.keys()
     assert len(types) == 4
+
+
+def test_axes_are_attributes_before_opset_13() -> None:
+    """Of what a graph computes there, and of what is put in."""
+    seen = Counter[str]()
+    for seed in range(150):
+        graph = generate(seed)
+        if graph.proto().opset_import[0].version >= 13:
+            continue
+        for model in (graph.model, insert(graph.model, "Unsqueeze and Squeeze", seed)):
+            assert model is not None
+            onnx.checker.check_model(model, full_check=True)
+            nodes = onnx.ModelProto.FromString(model).graph.node
+            seen.update(node.op_type for node in nodes if len(node.input) == 1 and node.attribute)
+    assert {"Squeeze", "Unsqueeze", "Split", "ReduceSum"} <= seen.keys()
 
 
 def test_a_right_pass_is_right() -> None:
@@ -96,6 +116,16 @@ def test_a_wrong_pass_is_named_and_its_model_made_small() -> None:
     assert [node.op_type for node in small.node] == ["Tanh"]
     assert [output.name for output in small.output] == ["t"]
     assert {name: array.size for name, array in found.feeds.items()} == {"m": 4}
+
+
+def test_an_input_with_a_default_needs_no_value_to_be_pruned() -> None:
+    model = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["": 20]>
+        g (float[2] x, float[2] w) => (float[2] y) <float[2] w = {1, 2}> { y = Add (x, w) }
+    """)
+    small, feeds = prune(model, {"x": np.ones(2, np.float32)})
+    assert [info.name for info in small.graph.input] == ["x", "w"]
+    assert feeds.keys() == {"x"}
 
 
 def test_an_invalid_model_and_an_exception_are_failures() -> None:

@@ -388,17 +388,3 @@ def test_writers_at_the_same_time(tmp_path: Path, writer: int) -> None:
     assert [finish(process) for process in processes] == [""] * 3
     assert is_whole(tmp_path, WRITERS[writer])
     assert not litter(tmp_path)
-
-
-def test_chunks_are_not_gathered_in_memory(tmp_path: Path) -> None:
-    code = """
-import resource
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-writers.write_file(Path(sys.argv[1]) / "m", (bytes(1 << 20) for _ in range(100)))
-sys.exit(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
-"""
-    process = child(code, tmp_path)
-    start(process)
-    grown = int(finish(process))
-    assert (tmp_path / "m").stat().st_size == 100 << 20
-    assert grown < 20_000, f"{grown} KiB more for a file of 100 MiB"

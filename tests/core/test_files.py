@@ -202,3 +202,23 @@ def test_an_unfinished_exchange_is_undone_by_the_next_writer(tmp_path: Path) -> 
         1 // (len(OLD) - 3000)
     assert (tmp_path / "art" / "model.onnx").read_bytes() == OLD
     assert names(tmp_path) == {"art", "art/sub", "art/sub/x", "art/model.onnx", "art/burnish.json"}
+
+
+def test_chunks_are_not_gathered_in_memory(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from burnish.files import write_file
+def peak():  # of this process alone: what getrusage says begins with the peak of the one that started it
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+before = peak()
+write_file(Path(sys.argv[1]) / "m", (bytes(1 << 20) for _ in range(100)))
+print(peak() - before)
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    grown = int(run.stdout)
+    assert (tmp_path / "m").stat().st_size == 100 << 20
+    assert grown < 20_000, f"{grown} KiB more for a file of 100 MiB"

@@ -267,3 +267,9 @@ ALMOST = {
 def test_what_is_almost_it_stays(nodes: str) -> None:
     model = parse(graph(nodes), opset=23, weights=used(nodes))
     assert FuseRotary().rewrite(model, Context()) == 0
+
+
+def test_axes_that_are_attributes_are_left() -> None:
+    nodes = (FORMS["slices"]).replace("Unsqueeze (cos, one)", "Unsqueeze <axes = [1]> (cos)")
+    nodes = nodes.replace("Unsqueeze (sin, one)", "Unsqueeze <axes = [1]> (sin)")
+    check_pass(FuseRotary(), graph(nodes), count=0, opset=12, weights=used(nodes))

@@ -48,10 +48,10 @@ def test_what_is_put_in_vanishes_or_is_said_to_stay() -> None:
 def test_what_is_said_to_stay_does() -> None:
     """So that a reason does not outlive what it explains."""
     tally = Tally()
-    for seed in (*range(1000, 1010), 1022, 1089, 1113):  # where a division reads the 0.0 are the last three
+    for seed in (*range(1000, 1010), 1089, 1113):  # where a division reads the 0.0 are the last two
         model = generate(seed).model
         proto = onnx.ModelProto.FromString(model)
-        if not any(node.op_type == "Loop" for node in proto.graph.node):
+        if not any(node.op_type in ("Loop", "Scan") for node in proto.graph.node):
             check_relations(model, seed, tally)
     staying = {note.partition(" stays:")[0] for note in tally.notes if " stays:" in note}
     assert staying == {"Add of 0.0"}

@@ -355,3 +355,25 @@ def test_two_sizes_that_are_0_together_may_be_copies(attribute: str, known: bool
         }}
     """)
     assert (spelt(found["y"].shape) == "n,n,8") == known
+
+
+@pytest.mark.parametrize(("attribute", "known"), [("", False), ("<allowzero = 1>", True)])
+def test_a_size_without_a_name_that_is_0_beside_an_empty_batch_may_be_a_copy(
+    attribute: str, known: bool
+) -> None:
+    """Reshape [0, 8] to [0, 0, 8], of an empty batch beside a declared 0, gives [0, 8, 8]."""
+    found = facts(f"""
+        g (float[batch, 0, 8] x, float[rows, 8] m) => (z) {{
+            s = Shape (x)  y = Reshape {attribute} (m, s)  z = Identity (y)
+        }}
+    """)
+    assert (found["y"].shape == found["s"].content) == known
+
+
+def test_a_size_that_is_0_where_a_multiple_of_it_stands_is_no_copy() -> None:
+    found = facts("""
+        g (float[batch, sequence, 8] x) => (z) <int64[2] to = {-1, 8}> {
+            rows = Reshape (x, to)  s = Shape (x)  y = Reshape (rows, s)  z = Identity (y)
+        }
+    """)
+    assert spelt(found["y"].shape) == "batch,sequence,8"
