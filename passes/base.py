@@ -335,8 +335,7 @@ def bodies(node: ir.Node) -> Sequence[ir.Graph]:
 
 def is_templated(node: ir.Node) -> bool:
     """True for a node of a function that takes an attribute from the call."""
-    attributes = node.attributes.data
-    return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
+    return any(map(ir.Attr.is_ref, node.attributes.data.values()))
 
 
 def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndarray | None:

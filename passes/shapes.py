@@ -6,11 +6,11 @@ often stale (somebody made the batch of the inputs dynamic) and a rewrite that t
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Final, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, final
 
 import onnx_ir as ir
 
@@ -25,12 +25,13 @@ _COUNTING: Final = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 _OLDEST_OPSET: Final = 7  # before it, Add and its like broadcast by attributes
 _NEVER: Final = -1  # no opset: of what is looked at in every walk
 
+_ONE: Final = Dim.of(1)
+
 Shape = tuple[Dim, ...]
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """What is known of one value; None: not known."""
 
     dtype: ir.DataType | None = None
@@ -60,8 +61,7 @@ UNKNOWN: Final = Fact()
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A node as a rule sees it: the node, the facts of its inputs, and the version of its operator."""
 
     node: ir.Node
@@ -249,34 +249,28 @@ class Shapes:
         known = [shape for shape in operands if shape is not None]
         if len(known) < len(operands):
             return None
+        if len(known) == 2 and (known[0] == known[1] or not all(known)):
+            return known[0] or known[1]  # two equal shapes, or a number and anything
         rank = max(map(len, known), default=0)
         padded = [(Dim.of(1),) * (rank - len(shape)) + shape for shape in known]
         return tuple(self._join(column) for column in zip(*padded, strict=True))
 
     def add(self, node: ir.Node) -> None:
         """Find the facts of a node's outputs from those of its inputs."""
-        self._infer(node, [self[value] for value in node.inputs])
+        self._infer(node, [self[value] for value in node.inputs], self.opset(node))
         self._changed.update(node.outputs)
 
-    def _infer(self, node: ir.Node, inputs: Sequence[Fact]) -> bool:
+    def _infer(self, node: ir.Node, inputs: Sequence[Fact], opset: int) -> bool:
         """True when all dtypes follow from the operator, none from what the model states."""
-        from burnish.passes.shape_rules import infer  # here: the rules import this module
-
-        call = Call(node, inputs, self.opset(node), self)
-        hidden = is_templated(node)
+        outputs, facts = node.outputs, list[Fact]()
         try:
-            facts = [] if hidden or call.opset < _OLDEST_OPSET else infer(call)
+            if opset >= _OLDEST_OPSET and not is_templated(node):
+                facts.extend(_infer()(Call(node, inputs, opset, self))[: len(outputs)])
         except (DimOverflowError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
-            facts = []  # too much to follow, or a node that breaks its operator's own rules
-        for value, fact in itertools.zip_longest(node.outputs, facts[: len(node.outputs)]):
-            self._facts[value] = self._settled(value, fact or UNKNOWN)
-        return len(facts) >= len(node.outputs) and all(fact.dtype for fact in facts[: len(node.outputs)])
-
-    def _settled(self, value: ir.Value, fact: Fact) -> Fact:
-        dtype = fact.dtype or annotated_dtype(value)
-        countable = dtype in _COUNTING and fact.rank is not None and fact.rank <= 1
-        fits = fact.content is not None and all(_fits(dim, dtype) for dim in fact.content)
-        return Fact(dtype, fact.shape, fact.content if countable and fits else None)
+            pass  # too much to follow, or a node that breaks its operator's own rules
+        for value, fact in itertools.zip_longest(outputs, facts):
+            self._facts[value] = _settled(value, fact or UNKNOWN)
+        return len(facts) == len(outputs) and None not in [fact.dtype for fact in facts]
 
     def _walk(self, graph: ir.Graph, opset: int) -> None:
         self._opsets[graph] = opset
@@ -296,7 +290,7 @@ class Shapes:
         facts, outputs = self._facts, node.outputs
         before = [facts.get(value) for value in outputs]
         inputs = [facts.get(value) or self[value] for value in node.inputs]  # type: ignore[arg-type]
-        self._found[node] = _Found(node, opset if self._infer(node, inputs) else _NEVER)
+        self._found[node] = _Found(node, opset if self._infer(node, inputs, opset) else _NEVER)
         for value, fact in () if self._is_first else zip(outputs, before, strict=True):
             if fact is not None and fact == facts[value]:
                 facts[value] = fact
@@ -322,12 +316,14 @@ class Shapes:
         return self.fresh() if ours else _stated(str(dim.value))
 
     def _join(self, column: Iterable[Dim]) -> Dim:
-        dims = [dim for dim in dict.fromkeys(column) if dim.size != 1]
+        dims = [dim for dim in dict.fromkeys(column) if dim != _ONE]
+        if len(dims) < 2:
+            return dims[0] if dims else _ONE
         known = [dim for dim in dims if dim.size is not None]
         if known:
             return known[0] if len(known) == 1 else self.fresh()
         dims = [a for a in dims if not any(self._limited(a, b) for b in dims)]
-        return dims[0] if len(dims) == 1 else (self.fresh() if dims else Dim.of(1))
+        return dims[0] if len(dims) == 1 else self.fresh()
 
     def _limited(self, a: Dim, b: Dim) -> bool:
         """True when a = min(b, n) for an n >= 1: beside b it is b, or the operator fails."""
@@ -351,6 +347,24 @@ def _of_tensor(tensor: ir.TensorProtocol) -> Fact:
     if tensor.dtype not in _COUNTING or len(shape) > 1 or tensor.size > MAX_CONTENT:
         return Fact(tensor.dtype, shape)
     return Fact(tensor.dtype, shape, tuple([Dim.of(x) for x in tensor.numpy().reshape(-1).tolist()]))
+
+
+def _settled(value: ir.Value, fact: Fact) -> Fact:
+    """A fact with the dtype that the model states where none follows, and no content that does not fit it."""
+    if fact.content is None and fact.dtype is not None:
+        return fact
+    dtype = fact.dtype or annotated_dtype(value)
+    countable = dtype in _COUNTING and fact.rank is not None and fact.rank <= 1
+    fits = fact.content is not None and all(_fits(dim, dtype) for dim in fact.content)
+    return Fact(dtype, fact.shape, fact.content if countable and fits else None)
+
+
+@functools.cache
+def _infer() -> Callable[[Call], Sequence[Fact]]:
+    """The rules, which import this module."""
+    from burnish.passes.shape_rules import infer
+
+    return infer
 
 
 def _fits(dim: Dim, dtype: ir.DataType | None) -> bool:
