@@ -11,21 +11,25 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-import functools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 import onnx_ir as ir
 
 from burnish.costs import Costs, Ratio
+from burnish.passes.graphs import Census as Census
+from burnish.passes.graphs import Names as Names
+from burnish.passes.graphs import all_graphs as all_graphs
+from burnish.passes.graphs import bodies as bodies
+from burnish.passes.graphs import is_templated as is_templated
+from burnish.passes.graphs import nested as nested
+from burnish.passes.graphs import op_types as op_types
+from burnish.passes.graphs import value_names as value_names
 from burnish.target import TARGETS, Target
 
 if TYPE_CHECKING:
     from burnish.passes.shapes import Shapes
-
-_GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 Arrays = Mapping[str, np.ndarray]
 """Arrays by value name."""
@@ -174,7 +178,7 @@ class Facts:
 
     model: ir.Model | None = None
     shapes: Shapes | None = None
-    operators: frozenset[str] | None = None
+    census: Census | None = None
     is_old: bool = False
 
     def of(self, model: ir.Model, *, is_changing: bool) -> Shapes:
@@ -191,24 +195,27 @@ class Facts:
             self.shapes, self.is_old = Shapes(model, self.shapes), is_changing
         return self.shapes
 
-    def operators_of(self, model: ir.Model) -> frozenset[str]:
-        """The op types of the model's nodes, where nothing has been changed since it was last said so."""
+    def census_of(self, model: ir.Model) -> Census:
+        """The graphs and nodes of the model, where nothing has been changed since they were last gathered.
+
+        Not for a pass that has had leave to change something: the last change may be still to come.
+        """
         self._turn_to(model)
-        if self.operators is None:
-            self.operators = op_types(model)
-        return self.operators
+        if self.census is None:
+            self.census = Census.of(model)
+        return self.census
 
     def _turn_to(self, model: ir.Model) -> None:
         if self.model is not model:
-            self.model, self.shapes, self.operators = model, None, None
+            self.model, self.shapes, self.census = model, None, None
 
     def outdate(self) -> None:
         """Say that the model is going to be changed."""
-        self.is_old, self.operators = True, None
+        self.is_old, self.census = True, None
 
     def forget(self) -> None:
         """Let go of the model."""
-        self.model = self.shapes = None
+        self.model = self.shapes = self.census = None
 
 
 def _place(where: ir.Node | ir.Value | str) -> tuple[str, str]:
@@ -247,96 +254,6 @@ class Pass(abc.ABC):
 
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def all_graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
-    """Every graph of the model: the main one, functions, and the bodies of If, Loop and Scan.
-
-    A body comes after the graph that holds it. The list is taken before it is walked, so that a pass may
-    rewrite while it iterates; bodies of nodes it removes are still visited, harmlessly.
-    """
-    todo: list[ir.Graph | ir.Function] = [model.graph, *model.functions.values()]
-    while todo:
-        graph = todo.pop(0)
-        yield graph
-        for node in graph:
-            for attribute in node.attributes.data.values():  # every pass walks: a call a node is too slow
-                if attribute.type in _GRAPHS:
-                    todo.extend(bodies(node))
-                    break
-
-
-def op_types(model: ir.Model) -> frozenset[str]:
-    """The op types of all nodes, of whatever domain."""
-    return frozenset([node.op_type for graph in all_graphs(model) for node in graph])
-
-
-def nested(graph: ir.Graph) -> Iterator[ir.Graph]:
-    """A graph, and every body in it at any depth."""
-    todo = [graph]
-    while todo:
-        graph = todo.pop()
-        yield graph
-        todo.extend(body for node in graph for body in bodies(node))
-
-
-def value_names(root: ir.Graph) -> Iterator[str]:
-    """The names of all values of a graph and of the bodies in it: what a new name must differ from."""
-    for graph in nested(root):
-        values = [*graph.inputs, *graph.initializers.values()]
-        values.extend(value for node in graph for value in node.outputs)
-        yield from (value.name for value in values if value.name)
-
-
-@final
-class Names:
-    """The names that the values of some graphs have, and new ones beside them.
-
-    Args:
-        used: the names; looked at on the first question.
-    """
-
-    def __init__(self, used: Iterable[str]) -> None:
-        self._given = used
-        self._tried: dict[str, int] = {}
-
-    @functools.cached_property
-    def _uses(self) -> Counter[str]:
-        return Counter(self._given)
-
-    def fresh(self, wish: str) -> str:
-        """A name close to `wish` that nothing has; from now on it is taken."""
-        number = self._tried.get(wish, 0)
-        name = f"{wish}_{number}" if number else wish
-        while name in self._uses:
-            number += 1
-            name = f"{wish}_{number}"
-        self._tried[wish] = number
-        self._uses[name] += 1
-        return name
-
-    def is_unique(self, name: str) -> bool:
-        """True when only one value has that name."""
-        return self._uses[name] == 1
-
-
-def bodies(node: ir.Node) -> Sequence[ir.Graph]:
-    """The graphs in a node's attributes: branches of If, bodies of Loop and Scan."""
-    attributes = node.attributes.data  # asked of every node by every pass: the mapping around it is slow
-    if not attributes:
-        return ()
-    found: list[ir.Graph] = []
-    for attribute in attributes.values():
-        if attribute.type in _GRAPHS and not attribute.is_ref():
-            one = attribute.type == ir.AttributeType.GRAPH
-            found.extend([attribute.as_graph()] if one else attribute.as_graphs())
-    return found
-
-
-def is_templated(node: ir.Node) -> bool:
-    """True for a node of a function that takes an attribute from the call."""
-    attributes = node.attributes.data
-    return bool(attributes) and any(attribute.is_ref() for attribute in attributes.values())
 
 
 def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndarray | None:

@@ -7,12 +7,14 @@ stands for a size: an integer that is at least 0.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Final, final
 
 Monomial = tuple[str, ...]
 """The names of a product, sorted; a power repeats its name, the empty tuple is 1."""
 
+_ONE: Final = (((), 1),)  # the terms of 1
 _MAX_TERMS: Final = 24  # sums longer than this come from no real model, and products of them explode
 
 
@@ -34,15 +36,16 @@ class Dim:
     terms: tuple[tuple[Monomial, int], ...] = ()
     """(names, coefficient), sorted, without zeros; empty: the size is 0."""
 
-    @classmethod
-    def of(cls, size: int) -> Dim:
+    @staticmethod
+    @functools.lru_cache(maxsize=1 << 14)
+    def of(size: int) -> Dim:
         """The known size."""
-        return cls((((), int(size)),)) if size else cls()
+        return Dim((((), int(size)),)) if size else Dim()
 
-    @classmethod
-    def named(cls, name: str) -> Dim:
+    @staticmethod
+    def named(name: str) -> Dim:
         """The size that `name` stands for."""
-        return cls((((name,), 1),))
+        return Dim((((name,), 1),))
 
     @property
     def size(self) -> int | None:
@@ -71,12 +74,16 @@ class Dim:
         return minimum is not None and minimum >= bound
 
     def __add__(self, other: Dim) -> Dim:
+        if not self.terms or not other.terms:
+            return self if self.terms else other
         return _collect([*self.terms, *other.terms])
 
     def __sub__(self, other: Dim) -> Dim:
         return self + other * Dim.of(-1)
 
     def __mul__(self, other: Dim) -> Dim:
+        if self.terms == _ONE or other.terms == _ONE:
+            return other if self.terms == _ONE else self
         return _collect((tuple(sorted(a + b)), x * y) for a, x in self.terms for b, y in other.terms)
 
     def divided_by(self, other: Dim) -> Dim | None:

@@ -39,6 +39,7 @@ class Scope:
     in_function: bool
     """Functions hold no initializers."""
     _names: Names
+    _is_settled: bool = True
 
     @property
     def opset(self) -> int:
@@ -101,7 +102,8 @@ class Scope:
         `results` maps outputs of `old` to outputs of `new`, which take over their uses, names,
         types, shapes and metadata. The last new node takes the name of the last old one unless it
         has its own; all take the metadata of the old nodes (where keys clash: the last one's; of
-        origins all) and say which pass made them. Constants that only the old nodes used go too.
+        origins all) and say which pass made them. Constants that only the old nodes used go too. Whoever
+        did not get the scope from a loop over `scopes` calls `settle` after several results.
         """
         for node in new:
             node.metadata_props.update(_merged_metadata(old) | {MADE_BY: pass_name})
@@ -117,19 +119,43 @@ class Scope:
         inputs = dict.fromkeys(value for node in old for value in node.inputs)
         self.graph.remove(old, safe=True)
         remove_dead_constants(inputs)
-        if len(results) > 1:
-            self.graph.sort()  # a user of the first result may come before the last one's place
+        self._is_settled &= len(results) <= 1  # a user of the first may come before the last one's place
+
+    def settle(self) -> None:
+        """Sort the nodes, if a replacement may have put one behind another that reads it, and has."""
+        if not self._is_settled:
+            settle(self.graph)
+        self._is_settled = True
+
+
+def settle(graph: ir.Graph) -> None:
+    """Sort the nodes of a graph (and of the bodies in it), if one comes before another that it reads."""
+    seen: set[ir.Node] = set()
+    for node in graph:
+        inside = [each for body in bodies(node) for each in body.all_nodes()]
+        makers = [value.producer() for each in (node, *inside) for value in each.inputs if value is not None]
+        if any(maker is not None and maker.graph is graph and maker not in seen for maker in makers):
+            graph.sort()
+            return
+        seen.add(node)
 
 
 def scopes(model: ir.Model) -> Iterator[Scope]:
-    """Every graph in which a pass may rewrite; a body comes after the graph that holds it."""
+    """Every graph in which a pass may rewrite; a body comes after the graph that holds it.
+
+    Each is in order again (`Scope.settle`) when the next one is asked for, or no more.
+    """
     functions = [function.graph for function in model.functions.values()]
     for root in (model.graph, *functions):
         names = Names(value_names(root))
         todo = [root]
         while todo:
             graph = todo.pop(0)
-            yield Scope(graph, root, root is not model.graph, names)
+            scope = Scope(graph, root, root is not model.graph, names)
+            try:
+                yield scope
+            finally:
+                scope.settle()
             todo.extend(body for node in graph for body in bodies(node))
 
 

@@ -18,22 +18,27 @@ All of it takes one sweep over the nodes.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Final, NamedTuple, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import all_graphs, bodies
+from burnish.passes.base import Census, bodies
 from burnish.provenance import JOINED, Origin, bounded, origins, write_origins
 
 _FAR: Final = 64  # removed nodes that are looked through for the one that stayed behind them
 
 
-def remember(model: ir.Model) -> Memory:
-    """Take down the nodes of a model, what they read and make, and their origins, ahead of a pass."""
-    graphs = list(all_graphs(model))
-    nodes = {node: _Known.of(node) for graph in graphs for node in graph}
+def remember(model: ir.Model, census: Census | None = None) -> Memory:
+    """Take down the nodes of a model, what they read and make, and their origins, ahead of a pass.
+
+    `census`: of the model as it is, if that is known.
+    """
+    graphs, found, _ = census or Census.of(model)
+    nodes = {node: _Known.of(node) for node in found}
     outputs = {id(graph): (graph, tuple(graph.outputs)) for graph in graphs}
     weights = {value: name for name, value in model.graph.initializers.items()}
     return Memory(nodes, outputs, weights)
@@ -42,9 +47,9 @@ def remember(model: ir.Model) -> Memory:
 class _Known(NamedTuple):
     """A node as it was."""
 
-    inputs: tuple[ir.Value | None, ...]
-    outputs: tuple[ir.Value, ...]
-    names: tuple[str | None, ...]
+    inputs: Sequence[ir.Value | None]
+    outputs: Sequence[ir.Value]
+    names: Sequence[str | None]
     op: tuple[str, str]
     attributes: Mapping[str, ir.Attr]
     origins: tuple[Origin, ...]
@@ -52,11 +57,15 @@ class _Known(NamedTuple):
     @classmethod
     def of(cls, node: ir.Node) -> _Known:
         """Take down one node."""
-        outputs, props = node.outputs, node.metadata_props
-        names = tuple([value.name for value in outputs])
-        found = origins(props) if props else ()
-        op, attributes = (node.domain, node.op_type), node.attributes.data
-        return cls(tuple(node.inputs), tuple(outputs), names, op, {**attributes}, found)
+        outputs, attributes, props = node.outputs, node.attributes.data, node.metadata_props
+        return cls(
+            node.inputs,
+            outputs,
+            [value.name for value in outputs],
+            (node.domain, node.op_type),
+            attributes.copy() if attributes else attributes,
+            origins(props) if props else (),
+        )
 
     def changed(self, node: ir.Node) -> bool:
         """True when the node computes something else now: another operator, attribute or constant."""
@@ -80,22 +89,31 @@ class Memory:
         weights: Mapping[ir.Value, str],
     ) -> None:
         self._nodes, self._outputs, self._weights = nodes, outputs, weights
-        self._makers = {value: node for node, known in nodes.items() for value in known.outputs}
-        self._order: dict[Origin, int] = {}
-        for known in nodes.values():
-            for origin in known.origins:
-                self._order.setdefault(origin, len(self._order))
 
-    def hand_on(self, model: ir.Model) -> None:
+    @cached_property
+    def _makers(self) -> Mapping[ir.Value, ir.Node]:
+        return {value: node for node, known in self._nodes.items() for value in known.outputs}
+
+    @cached_property
+    def _order(self) -> Mapping[Origin, int]:
+        """All origins, in the order of the graph."""
+        distinct = dict.fromkeys(known.origins for known in self._nodes.values())
+        in_order = dict.fromkeys(itertools.chain.from_iterable(distinct))
+        return {origin: number for number, origin in enumerate(in_order)}
+
+    def hand_on(self, model: ir.Model, census: Census | None = None) -> None:
         """Give new nodes, and nodes that took over the work of removed ones, the origins of the removed.
 
         New nodes that replace nothing (a QuantizeLinear, say) belong where what they make is used. A new
         weight that was computed from one old weight only, and took its place, takes its name, too.
+
+        `census`: of the model as it is, if that is known.
         """
-        after = [node for graph in all_graphs(model) for node in graph]
+        census = census or Census.of(model)
+        after = census.nodes
         alive = set(after)
         removed = [node for node in self._nodes if node not in alive]
-        successors = self._successors(model, after, set(removed)) if removed else {}
+        successors = self._successors(model, census, removed) if removed else {}
         self._keep_weight_names(model, successors, alive)
         if not self._order:
             return
@@ -107,41 +125,39 @@ class Memory:
         _adopt([node for node in after if node not in self._nodes])
 
     def _successors(
-        self, model: ir.Model, after: Iterable[ir.Node], removed: set[ir.Node]
+        self, model: ir.Model, census: Census, removed: Iterable[ir.Node]
     ) -> dict[ir.Value, ir.Value]:
         """What stands now for each value whose maker is gone: by name, else by the place where it is used."""
         found: dict[ir.Value, ir.Value] = {}
         named = self._unambiguous(removed)
-        after = list(after)
-        made = (value for node in after for value in node.outputs)
+        made = [value for node in census.nodes for value in node.outputs]
         for value in (*model.graph.initializers.values(), *made):
-            if value.name in named and value is not named[value.name]:
-                found.setdefault(named[value.name], value)
-        for old, new in self._places(model, after):
-            if old is not None and new is not None and old is not new and self._makers.get(old) in removed:
+            old = named.get(value.name)
+            if old is not None and old is not value:
+                found.setdefault(old, value)
+        gone = {value for node in removed for value in self._nodes[node].outputs}
+        for old, new in self._places(census):
+            if old is not None and new is not None and old is not new and old in gone:
                 found.setdefault(old, new)
         return found
 
-    def _unambiguous(self, removed: set[ir.Node]) -> dict[str | None, ir.Value]:
+    def _unambiguous(self, removed: Iterable[ir.Node]) -> dict[str | None, ir.Value]:
         """The values of removed nodes by the name that they had, where no other value had it."""
-        counts = Counter(name for known in self._nodes.values() for name in known.names)
-        pairs = (
-            (name, value) for node in self._nodes if node in removed for name, value in self._named(node)
-        )
+        counts = Counter(itertools.chain.from_iterable([known.names for known in self._nodes.values()]))
+        pairs = (pair for node in removed for pair in self._named(node))
         return {name: value for name, value in pairs if name and counts[name] == 1}
 
     def _named(self, node: ir.Node) -> Iterator[tuple[str | None, ir.Value]]:
         known = self._nodes[node]
         return zip(known.names, known.outputs, strict=True)
 
-    def _places(
-        self, model: ir.Model, after: Iterable[ir.Node]
-    ) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
+    def _places(self, census: Census) -> Iterator[tuple[ir.Value | None, ir.Value | None]]:
         """What was read in one place of the graph, and what is read there now."""
-        for node in after:
-            if node in self._nodes:
-                yield from zip(self._nodes[node].inputs, node.inputs, strict=False)
-        for graph in all_graphs(model):
+        for node in census.nodes:
+            known = self._nodes.get(node)
+            if known is not None and known.inputs is not node.inputs:
+                yield from zip(known.inputs, node.inputs, strict=False)
+        for graph in census.graphs:
             if id(graph) in self._outputs:
                 yield from zip(self._outputs[id(graph)][1], graph.outputs, strict=False)
 
@@ -152,8 +168,8 @@ class Memory:
         found: dict[ir.Node, tuple[Origin, ...]] = {}
         for node in removed:  # in the old graph's order: what it reads was met before
             known = self._nodes[node]
-            behind = [v for v in known.inputs if v in self._makers and v not in successors]
-            more = (origin for v in behind for origin in found.get(self._makers[v], ()))
+            behind = [self._makers.get(v) for v in known.inputs if v is not None and v not in successors]
+            more = (origin for maker in behind if maker is not None for origin in found.get(maker, ()))
             found[node] = bounded([*known.origins, *more])
         return found
 
@@ -186,7 +202,7 @@ class Memory:
     def _keep_weight_names(
         self, model: ir.Model, successors: Mapping[ir.Value, ir.Value], alive: set[ir.Node]
     ) -> None:
-        names = {value.name for node in alive for value in node.outputs}
+        names: set[str | None] = set()
         for old, new in successors.items():
             if not new.is_initializer() or new in self._weights or _is_interface(new):
                 continue
@@ -194,6 +210,7 @@ class Memory:
             like = [value for value in sources if value in self._weights and _size(value) == _size(new) > 1]
             if len(like) == 1 and not like[0].uses() and not _is_interface(like[0]):
                 name = self._weights[like[0]]
+                names = names or {value.name for node in alive for value in node.outputs}
                 if name not in names:
                     _exchange_names(model.graph, new, like[0], name)
 

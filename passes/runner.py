@@ -17,8 +17,8 @@ import onnx_ir as ir
 from burnish.difference import Difference
 from burnish.errors import BurnishError, MismatchError, PassError, RecipeError, nearest
 from burnish.manifest import Receipt
-from burnish.model import copy_model, node_count
-from burnish.passes.base import Context, Miss, Numerics, Pass, Rewrite
+from burnish.model import copy_model
+from burnish.passes.base import Context, Facts, Miss, Numerics, Pass, Rewrite
 from burnish.passes.origins import Memory, remember
 from burnish.passes.recipe import Recipe
 from burnish.passes.registry import PASSES, load_pass
@@ -129,7 +129,7 @@ def run_recipe(
             f"on_mismatch cannot be {on_mismatch!r}.", nearest(str(on_mismatch), get_args(OnMismatch))
         )
     current, receipts, misses = copy_model(model) if keep else model, [], []
-    nodes = node_count(current)
+    nodes = len(context.facts.census_of(current).nodes)
     idle: dict[Pass, tuple[Receipt, tuple[Miss, ...]]] = {}
     with _few_collections():
         for number, pass_ in enumerate(recipe.passes):
@@ -185,7 +185,7 @@ def _step(
     check: Checker | None,
     on_mismatch: OnMismatch,
 ) -> tuple[ir.Model, Receipt, tuple[Miss, ...]]:
-    started, operators = time.perf_counter(), context.facts.operators_of(current)
+    started, operators = time.perf_counter(), context.facts.census_of(current).operators
     numerics = pass_.numerics.among(operators)
     if pass_.looks_for and pass_.looks_for.isdisjoint(operators):
         return current, _idle(pass_, numerics, nodes, started), ()
@@ -197,10 +197,10 @@ def _step(
             raise
         return work.before, _rolled_back(pass_, nodes, failure, started), ()
     before, candidate, misses = work.before, work.after, tuple(log.misses)
+    left = len(context.facts.census_of(candidate).nodes) if log.rewrites else nodes
     receipt = Receipt(
-        step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(),
-        nodes_before=nodes, nodes_after=node_count(candidate) if log.rewrites else nodes, notes=_notes(log),
-        measured=tuple(log.measured),
+        step=str(pass_), rewrites=len(log.rewrites), numerics=numerics.name.lower(), nodes_before=nodes,
+        nodes_after=left, notes=_notes(log), measured=tuple(log.measured),
     )  # fmt: skip
     if not log.rewrites:
         return before, _stamp(receipt, started, status="unchanged"), misses
@@ -262,8 +262,9 @@ class _Work:
             PassError: it failed; `before` is the model as it was.
         """
         log = dataclasses.replace(
-            context, limit=limit, before_first=self._keep, rewrites=[], misses=[], measured=[]
-        )
+            context, limit=limit, before_first=lambda: self._keep(context.facts), rewrites=[], misses=[],
+            measured=[],
+        )  # fmt: skip
         try:
             pass_.rewrite(self.after, log)
         except BurnishError:
@@ -274,13 +275,13 @@ class _Work:
                 "Leave it out by --recipe, or go on without it by --on-mismatch rollback; please report it.",
             ) from error
         if self._memory is not None:
-            self._memory.hand_on(self.after)
+            self._memory.hand_on(self.after, log.facts.census_of(self.after))
         return log
 
-    def _keep(self) -> None:
+    def _keep(self, facts: Facts) -> None:
         if self.after is self.before and self._to_compare:
             self.before = copy_model(self.after)
-        self._memory = remember(self.after)
+        self._memory = remember(self.after, facts.census_of(self.after))
 
 
 def named(pass_: Pass) -> str:

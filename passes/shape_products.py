@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -24,7 +23,7 @@ def _fused_matmul(call: Call) -> Sequence[Fact]:
         _transposed(call.input(index)) if call.node.attributes.get_int(name, 0) else call.input(index)
         for index, name in enumerate(("transA", "transB"))
     ]
-    return _matmul(dataclasses.replace(call, inputs=given))
+    return _matmul(call._replace(inputs=given))
 
 
 def _transposed(fact: Fact) -> Fact:

@@ -6,11 +6,11 @@ often stale (somebody made the batch of the inputs dynamic) and a rewrite that t
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import itertools
 import operator
-from collections.abc import Iterable, Sequence
-from typing import Final, final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple, final
 
 import onnx_ir as ir
 
@@ -23,13 +23,15 @@ MAX_CONTENT: Final = 64
 """Elements of an integer tensor up to which its content is followed; shapes have fewer."""
 _COUNTING: Final = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
 _OLDEST_OPSET: Final = 7  # before it, Add and its like broadcast by attributes
+_NEVER: Final = -1  # no opset: of what is looked at in every walk
+
+_ONE: Final = Dim.of(1)
 
 Shape = tuple[Dim, ...]
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class Fact:
+class Fact(NamedTuple):
     """What is known of one value; None: not known."""
 
     dtype: ir.DataType | None = None
@@ -59,8 +61,7 @@ UNKNOWN: Final = Fact()
 
 
 @final
-@dataclasses.dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """A node as a rule sees it: the node, the facts of its inputs, and the version of its operator."""
 
     node: ir.Node
@@ -92,23 +93,24 @@ class Call:
 
 @final
 class _Found:
-    """What the facts of a node's outputs were found from."""
+    """What the facts of a node's outputs were found from, beside the facts of its inputs."""
 
-    __slots__ = ("_attributes", "_domain", "_inputs", "_op_type", "_opset", "_outputs", "_values")
+    __slots__ = ("_attributes", "_domain", "_inputs", "_op_type", "_opset", "outputs")
 
-    def __init__(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> None:
+    def __init__(self, node: ir.Node, opset: int) -> None:
         self._domain, self._op_type, self._opset = node.domain, node.op_type, opset
         self._attributes = tuple(node.attributes.data.values())
-        self._values, self._inputs, self._outputs = node.inputs, inputs, node.outputs
+        self._inputs, self.outputs = node.inputs, node.outputs
 
-    def holds(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> bool:
-        """True when the same would be found now: of the very same things, not only of equal ones."""
+    def holds(self, node: ir.Node, opset: int) -> bool:
+        """True when the node is as it was: of the very same things, not only of equal ones."""
+        attributes, known = node.attributes.data, self._attributes
         return (
             self._op_type == node.op_type
-            and (self._values is node.inputs or _are(self._values, node.inputs))
-            and _are(self._inputs, inputs)
-            and (self._outputs is node.outputs or _are(self._outputs, node.outputs))
-            and _are(self._attributes, tuple(node.attributes.data.values()))
+            and (self._inputs is node.inputs or _are(self._inputs, node.inputs))
+            and (self.outputs is node.outputs or _are(self.outputs, node.outputs))
+            and len(known) == len(attributes)
+            and (not known or all(map(operator.is_, known, attributes.values())))
             and self._domain == node.domain
             and self._opset == opset
         )
@@ -139,25 +141,66 @@ class Shapes:
     """
 
     def __init__(self, model: ir.Model, before: Shapes | None = None) -> None:
-        self._facts: dict[ir.Value, Fact] = {}
-        self._found: dict[ir.Node, _Found] = {}
-        self._tensors: dict[ir.Value, ir.TensorProtocol] = {}
-        self._stated: set[ir.Node] = set()
-        self._opsets: dict[ir.Graph, int] = {}
-        self._before = before
         self._least: dict[str, tuple[Dim, Dim]] = {} if before is None else before._least
         self._quotients: dict[str, tuple[Dim, Dim]] = {} if before is None else before._quotients
         self._fresh: itertools.count[int] = itertools.count() if before is None else before._fresh
-        self._inputs: dict[ir.Value, tuple[object, ...]] = {}
+        self._opsets: dict[ir.Graph, int] = {}
+        self._begin(before)
+        self._walk_all(model)
+        if self._is_disordered:
+            self._begin(None)
+            self._walk_all(model)
+        self._end()
+
+    def _begin(self, before: Shapes | None) -> None:
+        """Start from what was known, or from nothing."""
+        self._facts: dict[ir.Value, Fact] = {} if before is None else before._facts.copy()
+        self._known: dict[ir.Node, _Found] = {} if before is None else before._found.copy()
+        self._inputs: dict[ir.Value, tuple[object, ...]] = {} if before is None else before._inputs
+        self._tensors: dict[ir.Value, ir.TensorProtocol] = {}
+        self._found: dict[ir.Node, _Found] = {}
+        self._loose: set[ir.Value] = set()  # of which nothing is known but the stated dtype
+        self._changed: set[ir.Value] = set()  # of which something else was known before
+        self._is_first, self._is_disordered = before is None, False
+        if before is None:
+            return
+        for value, tensor in before._tensors.items():
+            if tensor_of(value) is tensor and (value.is_initializer() or value.producer() is not None):
+                self._tensors[value] = tensor
+            else:
+                self._forget(value)
+        for value in (*before._loose, *before._changed):
+            self._forget(value)
+
+    def _forget(self, value: ir.Value) -> None:
+        """Let a value, and what makes it, be looked at again, and what reads it."""
+        self._facts.pop(value, None)
+        self._changed.add(value)
+        maker = value.producer()
+        if maker is not None:
+            self._known.pop(maker, None)
+
+    def _walk_all(self, model: ir.Model) -> None:
+        before, self._inputs = self._inputs, {}
         for value in model.graph.inputs:
             self._inputs[value] = annotated_dtype(value), None if value.shape is None else tuple(value.shape)
-            same = before is not None and before._inputs.get(value) == self._inputs[value]
-            known = before._facts.get(value) if before is not None and same else None
-            self._facts[value] = known or self._declared(value)
+            if before.get(value) != self._inputs[value] or value not in self._facts:
+                self._forget(value)
+                self._facts[value] = self._declared(value)
+        for value in before.keys() - self._inputs.keys():
+            self._forget(value)
         self._walk(model.graph, _opset(model.graph))
         for function in model.functions.values():
             self._walk(function.graph, _opset(function))
-        self._before = None
+
+    def _end(self) -> None:
+        """Forget what is not in the model any more."""
+        for node in self._known.keys() - self._found.keys():
+            for value in self._known[node].outputs:
+                if value.producer() not in self._found:
+                    self._facts.pop(value, None)
+                    self._tensors.pop(value, None)
+        self._known, self._changed = {}, set()
 
     def __getitem__(self, value: ir.Value | None) -> Fact:
         """What is known of a value; UNKNOWN for None."""
@@ -165,16 +208,18 @@ class Shapes:
             return UNKNOWN
         fact = self._facts.get(value)
         if fact is None:
-            fact = self._facts[value] = self._constant(value) or Fact(annotated_dtype(value))
+            fact = self._constant(value)
+            if fact is None:
+                fact = Fact(annotated_dtype(value))
+                self._loose.add(value)
+            self._facts[value] = fact
         return fact
 
     def __setitem__(self, value: ir.Value, fact: Fact) -> None:
         self._facts[value] = fact
+        self._changed.add(value)
         self._tensors.pop(value, None)
         self._inputs.pop(value, None)
-        maker = value.producer()
-        if maker is not None:
-            self._found.pop(maker, None)
 
     def opset(self, node: ir.Node) -> int:
         """Version of the standard operators where a node is; 1 for a node that is nowhere."""
@@ -204,75 +249,60 @@ class Shapes:
         known = [shape for shape in operands if shape is not None]
         if len(known) < len(operands):
             return None
+        if len(known) == 2 and (known[0] == known[1] or not all(known)):
+            return known[0] or known[1]  # two equal shapes, or a number and anything
         rank = max(map(len, known), default=0)
         padded = [(Dim.of(1),) * (rank - len(shape)) + shape for shape in known]
         return tuple(self._join(column) for column in zip(*padded, strict=True))
 
     def add(self, node: ir.Node) -> None:
         """Find the facts of a node's outputs from those of its inputs."""
-        self._infer(node, tuple([self[value] for value in node.inputs]))
-        self._found.pop(node, None)
+        self._infer(node, [self[value] for value in node.inputs], self.opset(node))
+        self._changed.update(node.outputs)
 
-    def _infer(self, node: ir.Node, inputs: tuple[Fact, ...]) -> None:
-        from burnish.passes.shape_rules import infer  # here: the rules import this module
-
-        call = Call(node, inputs, self.opset(node), self)
-        hidden = is_templated(node)
+    def _infer(self, node: ir.Node, inputs: Sequence[Fact], opset: int) -> bool:
+        """True when all dtypes follow from the operator, none from what the model states."""
+        outputs, facts = node.outputs, list[Fact]()
         try:
-            facts = [] if hidden or call.opset < _OLDEST_OPSET else infer(call)
+            if opset >= _OLDEST_OPSET and not is_templated(node):
+                facts.extend(_infer()(Call(node, inputs, opset, self))[: len(outputs)])
         except (DimOverflowError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError):
-            facts = []  # too much to follow, or a node that breaks its operator's own rules
-        for value, fact in itertools.zip_longest(node.outputs, facts[: len(node.outputs)]):
-            self._facts[value] = self._settled(value, fact or UNKNOWN)
-            if fact is None or fact.dtype is None:
-                self._stated.add(node)
-
-    def _settled(self, value: ir.Value, fact: Fact) -> Fact:
-        dtype = fact.dtype or annotated_dtype(value)
-        countable = dtype in _COUNTING and fact.rank is not None and fact.rank <= 1
-        fits = fact.content is not None and all(_fits(dim, dtype) for dim in fact.content)
-        return Fact(dtype, fact.shape, fact.content if countable and fits else None)
+            pass  # too much to follow, or a node that breaks its operator's own rules
+        for value, fact in itertools.zip_longest(outputs, facts):
+            self._facts[value] = _settled(value, fact or UNKNOWN)
+        return len(facts) == len(outputs) and None not in [fact.dtype for fact in facts]
 
     def _walk(self, graph: ir.Graph, opset: int) -> None:
         self._opsets[graph] = opset
-        facts = self._facts
+        known, changed = self._known, self._changed
         for node in graph:
-            inner = bodies(node)
+            inner = bodies(node) if node.attributes.data else ()
             for body in inner:
                 self._walk(body, opset)
-            inputs = tuple([facts.get(value) or self[value] for value in node.inputs])  # type: ignore[arg-type]
-            if inner or not self._recall(node, inputs, opset):
-                self._infer(node, inputs)
-                self._keep_equal(node)
-                self._found[node] = _Found(node, inputs, opset)
+            found = known.get(node)
+            if inner or found is None or not changed.isdisjoint(node.inputs) or not found.holds(node, opset):
+                self._look(node, opset)
+            else:
+                self._found[node] = found
 
-    def _recall(self, node: ir.Node, inputs: tuple[Fact, ...], opset: int) -> bool:
-        """Take over what was found for a node before, if it would be found again."""
-        before = self._before
-        known = None if before is None or node in before._stated else before._found.get(node)
-        if before is None or known is None or not known.holds(node, inputs, opset):
-            return False
-        self._found[node] = known
-        for value in node.outputs:
-            self._facts[value] = before._facts[value]
-        return True
-
-    def _keep_equal(self, node: ir.Node) -> None:
-        """Say the same as before of the results, where it is equal: what reads them need not be looked at."""
-        before = self._before
-        for value in () if before is None else node.outputs:
-            known = None if before is None else before._facts.get(value)
-            if known is not None and known == self._facts[value]:
-                self._facts[value] = known
+    def _look(self, node: ir.Node, opset: int) -> None:
+        """Find the facts of a node's outputs; say the same as before where it is equal."""
+        facts, outputs = self._facts, node.outputs
+        before = [facts.get(value) for value in outputs]
+        inputs = [facts.get(value) or self[value] for value in node.inputs]  # type: ignore[arg-type]
+        self._found[node] = _Found(node, opset if self._infer(node, inputs, opset) else _NEVER)
+        for value, fact in () if self._is_first else zip(outputs, before, strict=True):
+            if fact is not None and fact == facts[value]:
+                facts[value] = fact
+            else:
+                self._changed.add(value)
+                self._is_disordered |= any(user in self._found for user in value.consumers())
 
     def _constant(self, value: ir.Value) -> Fact | None:
         tensor = tensor_of(value)
         if tensor is None:
             return None
         self._tensors[value] = tensor
-        before = self._before
-        if before is not None and before._tensors.get(value) is tensor and value in before._facts:
-            return before._facts[value]
         return _of_tensor(tensor)
 
     def _declared(self, value: ir.Value) -> Fact:
@@ -286,12 +316,14 @@ class Shapes:
         return self.fresh() if ours else _stated(str(dim.value))
 
     def _join(self, column: Iterable[Dim]) -> Dim:
-        dims = [dim for dim in dict.fromkeys(column) if dim.size != 1]
+        dims = [dim for dim in dict.fromkeys(column) if dim != _ONE]
+        if len(dims) < 2:
+            return dims[0] if dims else _ONE
         known = [dim for dim in dims if dim.size is not None]
         if known:
             return known[0] if len(known) == 1 else self.fresh()
         dims = [a for a in dims if not any(self._limited(a, b) for b in dims)]
-        return dims[0] if len(dims) == 1 else (self.fresh() if dims else Dim.of(1))
+        return dims[0] if len(dims) == 1 else self.fresh()
 
     def _limited(self, a: Dim, b: Dim) -> bool:
         """True when a = min(b, n) for an n >= 1: beside b it is b, or the operator fails."""
@@ -315,6 +347,24 @@ def _of_tensor(tensor: ir.TensorProtocol) -> Fact:
     if tensor.dtype not in _COUNTING or len(shape) > 1 or tensor.size > MAX_CONTENT:
         return Fact(tensor.dtype, shape)
     return Fact(tensor.dtype, shape, tuple([Dim.of(x) for x in tensor.numpy().reshape(-1).tolist()]))
+
+
+def _settled(value: ir.Value, fact: Fact) -> Fact:
+    """A fact with the dtype that the model states where none follows, and no content that does not fit it."""
+    if fact.content is None and fact.dtype is not None:
+        return fact
+    dtype = fact.dtype or annotated_dtype(value)
+    countable = dtype in _COUNTING and fact.rank is not None and fact.rank <= 1
+    fits = fact.content is not None and all(_fits(dim, dtype) for dim in fact.content)
+    return Fact(dtype, fact.shape, fact.content if countable and fits else None)
+
+
+@functools.cache
+def _infer() -> Callable[[Call], Sequence[Fact]]:
+    """The rules, which import this module."""
+    from burnish.passes.shape_rules import infer
+
+    return infer
 
 
 def _fits(dim: Dim, dtype: ir.DataType | None) -> bool:

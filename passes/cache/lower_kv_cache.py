@@ -140,6 +140,7 @@ class LowerKvCache(Pass):
                 for value in (past, present):
                     value.shape = _roomy(past, layer.mask, room)
             done += 1
+        scope.settle()
         editor.sweep(loose)
         if done:
             _promise(model, layers, self._form(context.target))

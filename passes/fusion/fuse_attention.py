@@ -17,7 +17,7 @@ from burnish.passes.fusion.attention_emit import Emitter, Shared
 from burnish.passes.fusion.attention_operands import dying_with
 from burnish.passes.fusion.attention_pattern import Found, find_attention
 from burnish.passes.fusion.attention_plan import Plan, make_plan
-from burnish.passes.matching import Scope, obstacle, scopes
+from burnish.passes.matching import Scope, obstacle, scopes, settle
 from burnish.passes.shapes import Shapes
 
 
@@ -71,7 +71,7 @@ class FuseAttention(Pass):
                     reused |= emitter.reused
                     editor.sweep(emitter.loose)
             if reused:
-                _settle(scope.graph)
+                settle(scope.graph)  # a mask made for one attention may come after another that reads it
         return done
 
     def _fuse(
@@ -105,14 +105,3 @@ class _Around:
     shapes: Shapes
     dying: frozenset[ir.Node]
     shared: Shared
-
-
-def _settle(graph: ir.Graph) -> None:
-    """Sort nodes, if a mask that was made for one attention now comes after another that reads it."""
-    seen: set[ir.Node] = set()
-    for node in graph:
-        makers = (value.producer() for value in node.inputs if value is not None)
-        if any(maker is not None and maker.graph is graph and maker not in seen for maker in makers):
-            graph.sort()
-            return
-        seen.add(node)
