@@ -14,6 +14,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError, Message
 
+from burnish.disk import Chunk
 from burnish.errors import ModelError, shown
 from burnish.weights import bytes_of, embed, weight_bytes
 
@@ -22,7 +23,7 @@ MOST: Final = 2**31 - 1
 SERDE: Final = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What onnx-ir raises for what it cannot represent; its SerdeError is a RuntimeError."""
 _LEAST: Final = 1 << 16  # bytes of values that are worth a place of their own
-_PIECE: Final = 1 << 20  # bytes that small pieces are gathered to
+_PIECE: Final = 1 << 19  # bytes that small pieces are gathered to
 
 
 def serialise(model: ir.Model) -> bytes:
@@ -72,7 +73,7 @@ def root_of(error: BaseException) -> str:
     return shown(f"{type(error).__name__}: {error}")
 
 
-def pieces(model: ir.Model) -> Iterator[bytes]:
+def pieces(model: ir.Model) -> Iterator[Chunk]:
     """The model as one protobuf, weights inside (external ones too), in pieces of a few MB.
 
     The graph is serialised at once, so that what is wrong with it is known before anything is written;
@@ -129,7 +130,7 @@ def _without_values(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return bare
 
 
-def _initializer(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> tuple[int, Iterable[bytes]]:
+def _initializer(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> tuple[int, Iterable[Chunk]]:
     """A field of the graph: its bytes in all, and in pieces; what the proto lacks, `tensor` has."""
     head, tail = _around(proto, "raw_data") if tensor is not None else (_bytes(proto), b"")
     if tensor is not None:
@@ -169,14 +170,15 @@ def _varint(number: int) -> bytes:
     return bytes(groups)
 
 
-def _gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _gathered(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The same bytes, small pieces joined."""
-    small, size = [], 0
+    small: list[Chunk] = []
+    size = 0
     for chunk in chunks:
         if len(chunk) < _PIECE:
             small.append(chunk)
             size += len(chunk)
-        if len(chunk) >= _PIECE or size >= _PIECE:
+        if small and (len(chunk) >= _PIECE or size >= _PIECE):
             yield b"".join(small)
             small, size = [], 0
         if len(chunk) >= _PIECE:

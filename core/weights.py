@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
@@ -10,6 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
+from burnish.disk import Chunk
 from burnish.errors import ExternalDataError, shown
 from burnish.reader import open_inside
 
@@ -17,7 +19,7 @@ SMALLEST_EXTERNAL: Final = 1024
 """Bytes; smaller tensors stay in the model, as shape inference needs those that are shapes."""
 _GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _TENSORS: Final = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
-_PIECE: Final = 1 << 22  # bytes copied at once
+_PIECE: Final = 1 << 19  # bytes copied at once: they are still in the processor's cache when they are written
 _PAGE: Final = 4096  # what onnx.proto recommends for offsets, so that a reader can memory-map
 
 
@@ -105,7 +107,7 @@ def lay_out(model: ir.Model) -> list[Place]:
     return places
 
 
-def content(places: Sequence[Place]) -> Iterator[bytes]:
+def content(places: Sequence[Place]) -> Iterator[Chunk]:
     """The bytes of a data file, one tensor at a time."""
     end = 0
     for place in places:
@@ -115,10 +117,10 @@ def content(places: Sequence[Place]) -> Iterator[bytes]:
         end = place.offset + place.tensor.nbytes
 
 
-def bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+def bytes_of(tensor: ir.TensorProtocol) -> Iterator[Chunk]:
     """The bytes of a tensor; one that is on disk is copied in pieces, so that it never fills the memory."""
     if not isinstance(tensor, ir.ExternalTensor):
-        yield tensor.tobytes()
+        yield _held(tensor)
         return
     if tensor.raw is not None:
         yield from _mapped(tensor, tensor.raw)
@@ -138,6 +140,17 @@ def bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
         raise _gone(tensor, location, why, "EXT_MISSING") from error
     if left:
         raise _gone(tensor, location, f"is now {left} bytes too short", "EXT_BOUNDS")
+
+
+def _held(tensor: ir.TensorProtocol) -> Chunk:
+    """The bytes of a tensor in memory; an array that lies there as it is written is not copied."""
+    if isinstance(tensor, ir.LazyTensor) and not tensor.cache:
+        tensor = tensor.raw()
+    if type(tensor) is ir.Tensor and sys.byteorder == "little" and tensor.dtype.bitwidth >= 8:
+        array = np.ascontiguousarray(tensor.numpy())  # `tobytes` copies others element by element
+        if array.nbytes == tensor.nbytes:
+            return array.reshape(-1).view(np.uint8).data
+    return tensor.tobytes()
 
 
 def _mapped(tensor: ir.ExternalTensor, file: mmap.mmap) -> Iterator[bytes]:
