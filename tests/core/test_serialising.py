@@ -113,6 +113,35 @@ def loaded(source: onnx.ModelProto, where: str, folder: Path) -> ir.Model:
     return model
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_model_stays_as_it_is(fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    constant = helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(LARGE, "k"))
+    source = proto(*plain())
+    source.graph.node.insert(0, constant)
+    model = loaded(source, "in a file", tmp_path)
+    onnx.save(
+        source, tmp_path / "c.onnx", save_as_external_data=True, location="c.data", convert_attribute=True
+    )
+    model.graph[0].attributes["value"] = load_model(tmp_path / "c.onnx").graph[0].attributes["value"]
+    expected = to_bytes(model)
+
+    def tensors() -> list[ir.TensorProtocol | None]:
+        held = [value.const_value for value in model.graph.initializers.values()]
+        inner = model.graph[-1].attributes["then_branch"].as_graph()
+        held += [value.const_value for value in inner.initializers.values()]
+        return [*held, model.graph[0].attributes["value"].as_tensor()]
+
+    before = tensors()
+    assert isinstance(before[-1], ir.ExternalTensor)
+    if fails:
+        monkeypatch.setattr(serialising.ir, "to_proto", lambda model: {}["lost"])
+        with pytest.raises(ModelError):
+            pieces(model)
+    else:
+        assert b"".join(pieces(model)) == expected
+    assert all(now is then for now, then in zip(tensors(), before, strict=True))
+
+
 def test_a_large_tensor_is_never_whole_in_memory(tmp_path: Path) -> None:
     with open(tmp_path / "m.data", "wb") as file:
         file.truncate(64 << 20)
