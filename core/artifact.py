@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, Self, final
 
 import msgspec
 
+from burnish.disk import Chunk
 from burnish.errors import ArtifactError, ModelError, shown
 from burnish.files import Data, staged_folder, write_file
 from burnish.manifest import FORMAT, FileRecord, Manifest, decode, encode
@@ -246,7 +247,7 @@ class Artifact:
             yield name, chunks.record
 
 
-def chunks_of_data(name: str, data: Data | Path) -> Iterator[bytes]:
+def chunks_of_data(name: str, data: Data | Path) -> Iterator[Chunk]:
     """The bytes of an attachment or of what was made, in pieces.
 
     Raises:

@@ -21,9 +21,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from burnish.disk import Chunk, Writer, sync, sync_tree
 from burnish.errors import OutputError, shown
 
-Data = bytes | Iterable[bytes]
+Data = bytes | Iterable[Chunk]
 """The content of a file: at once, or in chunks, so that a large one is never in memory as a whole."""
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -102,9 +103,9 @@ def staged_folder(path: str | Path, *, owned: Container[str] = ()) -> Iterator[P
             with _reporting(target, temp):
                 yield temp
             with _reporting(target):
-                _sync_tree(temp)
+                sync_tree(temp)
                 _swap(temp, target, aside)
-                _sync(target.parent)
+                sync(target.parent)
     finally:
         _recover(target, aside)
         _discard(temp)
@@ -144,7 +145,7 @@ def scratch_folder(beside: str | Path) -> Iterator[Path]:
         _discard(temp)
 
 
-def write_scratch(path: Path, data: Iterable[bytes], output: str | Path) -> None:
+def write_scratch(path: Path, data: Iterable[Chunk], output: str | Path) -> None:
     """Write a file of a scratch folder, without waiting for the disk; errors name the output it is for.
 
     Raises:
@@ -153,9 +154,10 @@ def write_scratch(path: Path, data: Iterable[bytes], output: str | Path) -> None
     with _reporting(Path(output)):
         descriptor = os.open(path, _CREATE | _SAFE, 0o666)
     try:
+        writer = Writer(descriptor, ahead=False)
         for chunk in data:
             with _reporting(Path(output)):
-                _write_all(descriptor, chunk)
+                writer.write(chunk)
     finally:
         os.close(descriptor)
 
@@ -226,9 +228,10 @@ def _write_temp(temp: Path, target: Path, data: Data) -> int:
     with _reporting(target):
         descriptor = _lock(os.open(temp, _CREATE | _SAFE, 0o666))
     try:
+        writer = Writer(descriptor)
         for chunk in (data,) if isinstance(data, bytes) else data:
             with _reporting(target):
-                _write_all(descriptor, chunk)
+                writer.write(chunk)
         with _reporting(target):
             if os.name == "posix" and target.exists():
                 os.fchmod(descriptor, stat.S_IMODE(target.stat().st_mode) & 0o777)
@@ -239,12 +242,6 @@ def _write_temp(temp: Path, target: Path, data: Data) -> int:
     return descriptor
 
 
-def _write_all(descriptor: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
 def _give_names(temps: list[Path], targets: list[Path]) -> None:
     """Rename; when one fails, take back the new files, unless one that was there is replaced already."""
     new = [not target.exists() for target in targets]
@@ -252,7 +249,7 @@ def _give_names(temps: list[Path], targets: list[Path]) -> None:
         for temp, target in zip(temps, targets, strict=True):
             with _reporting(target):
                 os.replace(temp, target)
-                _sync(target.parent)
+                sync(target.parent)
     except BaseException:
         named = [i for i, temp in enumerate(temps) if not temp.exists()]
         for i in named if all(new[i] for i in named) else ():
@@ -370,29 +367,3 @@ def _exchange(a: Path, b: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
         return False
     raise OSError(code, os.strerror(code), str(b))
-
-
-def _sync(folder: Path) -> None:
-    """Make names in a folder durable, where the system can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY | _SAFE)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(descriptor)
-
-
-def _sync_tree(root: Path) -> None:
-    if os.name != "posix":
-        return
-    for folder, _, names in os.walk(root):
-        for name in names:
-            descriptor = os.open(os.path.join(folder, name), _READ)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        _sync(Path(folder))

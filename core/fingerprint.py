@@ -14,6 +14,7 @@ from typing import final
 
 import onnx_ir as ir
 
+from burnish.disk import Chunk
 from burnish.weights import Place, content
 
 
@@ -110,18 +111,18 @@ def _kind(tensor: ir.TensorProtocol) -> str:
     return f"{tensor.dtype.name} {list(tensor.shape.numpy())} "
 
 
-def _strings(tensor: ir.TensorProtocol) -> Iterator[bytes]:
+def _strings(tensor: ir.TensorProtocol) -> Iterator[Chunk]:
     for text in tensor.numpy().ravel().tolist():
         encoded = text if isinstance(text, bytes) else str(text).encode()
         yield len(encoded).to_bytes(8, "little") + encoded
 
 
-def _chain(tensor: ir.TensorProtocol, pieces: Iterable[bytes]) -> Iterator[bytes]:
+def _chain(tensor: ir.TensorProtocol, pieces: Iterable[Chunk]) -> Iterator[Chunk]:
     yield _kind(tensor).encode()
     yield from pieces
 
 
-def _sha256(pieces: Iterable[bytes]) -> str:
+def _sha256(pieces: Iterable[Chunk]) -> str:
     digest = hashlib.sha256()
     for piece in pieces:
         digest.update(piece)

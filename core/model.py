@@ -16,6 +16,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from burnish.dim_sums import is_name, names_of
+from burnish.disk import Chunk
 from burnish.errors import ModelError, shown
 from burnish.files import Data, write_together
 from burnish.graph_check import validate
@@ -289,7 +290,7 @@ class Split:
         self._model = copy_model(model)
         self._places = lay_out(self._model)
 
-    def content(self) -> Iterator[bytes]:
+    def content(self) -> Iterator[Chunk]:
         """The bytes of the data file, one tensor at a time."""
         return content(self._places)
 

@@ -12,12 +12,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Final, final
 
+from burnish.disk import Chunk
 from burnish.manifest import FileRecord
 
 _NOFOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)
 _READ: Final = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _LARGE: Final = 1 << 16  # bytes that are worth a thread
-_AHEAD: Final = 4  # pieces that may be written but not hashed yet
+_AHEAD: Final = 8  # pieces that may be written but not hashed yet
 _NONBLOCK: Final = getattr(os, "O_NONBLOCK", 0)  # opening a pipe must not wait for its writer
 
 
@@ -95,14 +96,14 @@ def safe_relative(text: str) -> PurePosixPath | None:
     return None if ".." in parts else path
 
 
-def chunks_of(file: BinaryIO, size: int = 1 << 20) -> Iterator[bytes]:
+def chunks_of(file: BinaryIO, size: int = 1 << 19) -> Iterator[bytes]:
     """A file from its start, piece by piece."""
     file.seek(0)
     while chunk := file.read(size):
         yield chunk
 
 
-def record_of(chunks: Iterable[bytes]) -> FileRecord:
+def record_of(chunks: Iterable[Chunk]) -> FileRecord:
     """Size and sha256 of bytes that come in pieces."""
     digest, size = hashlib.sha256(), 0
     for chunk in chunks:
@@ -115,10 +116,10 @@ def record_of(chunks: Iterable[bytes]) -> FileRecord:
 class hashed:  # noqa: N801 - used as a function
     """Bytes on their way to a file, in pieces, measured as they pass: large ones by a second thread."""
 
-    def __init__(self, chunks: Iterable[bytes]) -> None:
+    def __init__(self, chunks: Iterable[Chunk]) -> None:
         self._chunks, self._digest, self._size = chunks, hashlib.sha256(), 0
 
-    def __iter__(self) -> Iterator[bytes]:
+    def __iter__(self) -> Iterator[Chunk]:
         with ThreadPoolExecutor(1) as thread:
             pending: collections.deque[Future[None]] = collections.deque()
             for chunk in self._chunks:

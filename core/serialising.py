@@ -6,23 +6,29 @@ The pieces together are exactly what `burnish.model.to_bytes` gives. What protob
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple, final
 
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import EncodeError, Message
 
+from burnish.disk import Chunk
 from burnish.errors import ModelError, shown
-from burnish.weights import bytes_of, embed, weight_bytes
+from burnish.weights import DataFiles, embedded, weight_bytes
 
 MOST: Final = 2**31 - 1
 """Bytes of one protobuf."""
 SERDE: Final = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What onnx-ir raises for what it cannot represent; its SerdeError is a RuntimeError."""
+_RARE: Final = ("segment", "data_location")
+_REPEATED: Final = (
+    "float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data", "external_data",
+    "metadata_props",
+)  # fmt: skip
 _LEAST: Final = 1 << 16  # bytes of values that are worth a place of their own
-_PIECE: Final = 1 << 20  # bytes that small pieces are gathered to
+_PIECE: Final = 1 << 19  # bytes that small pieces are gathered to
 
 
 def serialise(model: ir.Model) -> bytes:
@@ -72,7 +78,7 @@ def root_of(error: BaseException) -> str:
     return shown(f"{type(error).__name__}: {error}")
 
 
-def pieces(model: ir.Model) -> Iterator[bytes]:
+def pieces(model: ir.Model) -> Iterator[Chunk]:
     """The model as one protobuf, weights inside (external ones too), in pieces of a few MB.
 
     The graph is serialised at once, so that what is wrong with it is known before anything is written;
@@ -82,41 +88,62 @@ def pieces(model: ir.Model) -> Iterator[bytes]:
         ModelError: it is over 2 GB, protobuf's limit (MODEL_SIZE), or cannot be written (MODEL_UNSUPPORTED).
         ExternalDataError: while the pieces are taken: a data file is gone or cut.
     """
-    copy = model.clone(deep_copy=False)
-    apart = _set_apart(copy)
-    embed(copy)
-    proto = _proto(copy)
+    with _set_apart(model) as apart:
+        proto = _proto(model)
     try:
-        initializers = [_initializer(tensor, apart.get(tensor.name)) for tensor in proto.graph.initializer]
+        fields = [_Field.of(tensor, apart.get(tensor.name)) for tensor in proto.graph.initializer]
         head, tail = _around(proto.graph, "initializer")
         start, end = _around(proto, "graph")
     except EncodeError as error:
         raise _too_large(model, weight_bytes(model)) from error
-    size = len(head) + sum(length for length, _ in initializers) + len(tail)
+    size = len(head) + sum(field.size for field in fields) + len(tail)
     opening = start + _key(proto, "graph", size) + head
     if len(opening) + size - len(head) + len(end) > MOST:
         raise _too_large(model, weight_bytes(model))
-    return _gathered(itertools.chain([opening], *(chunks for _, chunks in initializers), [tail + end]))
+    return _gathered(_chunks(opening, fields, tail + end))
 
 
-def _set_apart(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    """Replace, in place, large initializers of the main graph by ones without values; return them by name."""
+def _chunks(opening: bytes, fields: Iterable[_Field], ending: bytes) -> Iterator[Chunk]:
+    yield opening
+    with DataFiles() as files:
+        for field in fields:
+            yield field.head
+            if field.values is not None:
+                yield from files.bytes_of(field.values)
+            yield field.tail
+    yield ending
+
+
+@contextlib.contextmanager
+def _set_apart(model: ir.Model) -> Iterator[dict[str, ir.TensorProtocol]]:
+    """In the block, initializers of the main graph have no values: large ones, and those in data files.
+
+    They are yielded by name; at the end all are where they were. Other tensors of data files are in memory.
+    """
     found: dict[str, ir.TensorProtocol] = {}
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= _LEAST and _is_raw(tensor):
-            found[name] = tensor
-            value.const_value = _without_values(tensor)
-    return found
+    initializers = model.graph.initializers
+    try:
+        for name, value in initializers.items():
+            tensor = value.const_value
+            if tensor is not None and _is_apart(tensor):
+                found[name] = tensor
+                value.const_value = _without_values(tensor)
+        with embedded(model):
+            yield found
+    finally:
+        for name, tensor in found.items():
+            initializers[name].const_value = tensor
 
 
-def _is_raw(tensor: ir.TensorProtocol) -> bool:
-    """True where the values are written as `raw_data`, and nothing unusual beside them."""
-    if not isinstance(tensor, ir.TensorProtoTensor):
+def _is_apart(tensor: ir.TensorProtocol) -> bool:
+    """True for values worth a place of their own, written as `raw_data` with nothing unusual beside them."""
+    if isinstance(tensor, ir.ExternalTensor):
         return tensor.dtype != ir.DataType.STRING
-    usual = {"dims", "data_type", "name", "doc_string", "raw_data"}
-    return tensor.raw.HasField("raw_data") and usual.issuperset(
-        field.name for field, _ in tensor.raw.ListFields()
+    if tensor.nbytes < _LEAST or not isinstance(tensor, ir.TensorProtoTensor):
+        return tensor.nbytes >= _LEAST and tensor.dtype != ir.DataType.STRING
+    raw = tensor.raw  # to list its fields would copy the values
+    return raw.HasField("raw_data") and not (
+        any(raw.HasField(name) for name in _RARE) or any(len(getattr(raw, name)) for name in _REPEATED)
     )
 
 
@@ -129,15 +156,28 @@ def _without_values(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return bare
 
 
-def _initializer(proto: onnx.TensorProto, tensor: ir.TensorProtocol | None) -> tuple[int, Iterable[bytes]]:
-    """A field of the graph: its bytes in all, and in pieces; what the proto lacks, `tensor` has."""
-    head, tail = _around(proto, "raw_data") if tensor is not None else (_bytes(proto), b"")
-    if tensor is not None:
-        head += _key(proto, "raw_data", tensor.nbytes)
-    values = 0 if tensor is None else tensor.nbytes
-    head = _key(onnx.GraphProto, "initializer", len(head) + values + len(tail)) + head
-    chunks = () if tensor is None else bytes_of(tensor)
-    return len(head) + values + len(tail), itertools.chain([head], chunks, [tail])
+@final
+class _Field(NamedTuple):
+    """An initializer as a field of the graph: what is before its values, they, and what is behind them."""
+
+    head: bytes
+    values: ir.TensorProtocol | None
+    """None: they are in the head."""
+    tail: bytes
+    size: int
+    """Bytes in all."""
+
+    @classmethod
+    def of(cls, proto: onnx.TensorProto, values: ir.TensorProtocol | None) -> _Field:
+        """Of a tensor that has its values, or lacks `values`; its proto is used up."""
+        if values is None:
+            head, tail, between = _bytes(proto), b"", 0
+        else:
+            (head, tail), between = _around(proto, "raw_data"), values.nbytes
+            head += _key(proto, "raw_data", between)
+        size = len(head) + between + len(tail)
+        head = _key(onnx.GraphProto, "initializer", size) + head
+        return cls(head, values, tail, len(head) + between + len(tail))
 
 
 def _around(message: Message, name: str) -> tuple[bytes, bytes]:
@@ -169,14 +209,15 @@ def _varint(number: int) -> bytes:
     return bytes(groups)
 
 
-def _gathered(chunks: Iterable[bytes]) -> Iterator[bytes]:
+def _gathered(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The same bytes, small pieces joined."""
-    small, size = [], 0
+    small: list[Chunk] = []
+    size = 0
     for chunk in chunks:
         if len(chunk) < _PIECE:
             small.append(chunk)
             size += len(chunk)
-        if len(chunk) >= _PIECE or size >= _PIECE:
+        if small and (len(chunk) >= _PIECE or size >= _PIECE):
             yield b"".join(small)
             small, size = [], 0
         if len(chunk) >= _PIECE:

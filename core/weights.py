@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Final, NamedTuple
+from typing import BinaryIO, Final, NamedTuple, final
 
 import numpy as np
 import onnx_ir as ir
 
+from burnish.disk import Chunk
 from burnish.errors import ExternalDataError, shown
 from burnish.reader import open_inside
 
@@ -17,7 +20,7 @@ SMALLEST_EXTERNAL: Final = 1024
 """Bytes; smaller tensors stay in the model, as shape inference needs those that are shapes."""
 _GRAPHS: Final = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 _TENSORS: Final = (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS)
-_PIECE: Final = 1 << 22  # bytes copied at once
+_PIECE: Final = 1 << 19  # bytes copied at once: they are still in the processor's cache when they are written
 _PAGE: Final = 4096  # what onnx.proto recommends for offsets, so that a reader can memory-map
 
 
@@ -48,6 +51,27 @@ def embed(model: ir.Model, but: Sequence[Place] = ()) -> None:
         return tensor if id(tensor) in kept else in_memory(tensor)
 
     _replace(model, inside)
+
+
+@contextlib.contextmanager
+def embedded(model: ir.Model) -> Iterator[None]:
+    """`embed` for as long as the block takes; then every tensor is where it was, whatever happened."""
+    back: dict[int, tuple[ir.TensorProtocol, ir.TensorProtocol]] = {}
+
+    def inside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        made = in_memory(tensor)
+        if made is not tensor:
+            back[id(made)] = made, tensor
+        return made
+
+    def outside(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+        return back[id(tensor)][1] if id(tensor) in back else tensor
+
+    try:
+        _replace(model, inside)
+        yield
+    finally:
+        _replace(model, outside)
 
 
 def in_memory(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
@@ -105,39 +129,78 @@ def lay_out(model: ir.Model) -> list[Place]:
     return places
 
 
-def content(places: Sequence[Place]) -> Iterator[bytes]:
+def content(places: Sequence[Place]) -> Iterator[Chunk]:
     """The bytes of a data file, one tensor at a time."""
     end = 0
-    for place in places:
-        if place.offset > end:
-            yield b"\0" * (place.offset - end)
-        yield from bytes_of(place.tensor)
-        end = place.offset + place.tensor.nbytes
+    with DataFiles() as files:
+        for place in places:
+            if place.offset > end:
+                yield b"\0" * (place.offset - end)
+            yield from files.bytes_of(place.tensor)
+            end = place.offset + place.tensor.nbytes
 
 
-def bytes_of(tensor: ir.TensorProtocol) -> Iterator[bytes]:
-    """The bytes of a tensor; one that is on disk is copied in pieces, so that it never fills the memory."""
-    if not isinstance(tensor, ir.ExternalTensor):
-        yield tensor.tobytes()
-        return
-    if tensor.raw is not None:
-        yield from _mapped(tensor, tensor.raw)
-        return
-    if not tensor.base_dir:
-        yield tensor.tobytes()
-        return
-    location, left = str(tensor.location), tensor.nbytes
-    try:
-        with open_inside(str(tensor.base_dir), PurePosixPath(location)) as file:
+@final
+class DataFiles:
+    """Reads tensors, in memory or in data files, of which the last is kept open for the next tensor."""
+
+    def __init__(self) -> None:
+        self._place: tuple[str, str] | None = None
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> DataFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def bytes_of(self, tensor: ir.TensorProtocol) -> Iterator[Chunk]:
+        """The bytes of a tensor; one that is on disk is copied in pieces, so that it never fills the memory.
+
+        Raises:
+            ExternalDataError: EXT_MISSING, EXT_BOUNDS: its data file is gone or cut.
+        """
+        if not isinstance(tensor, ir.ExternalTensor):
+            yield _held(tensor)
+        elif tensor.raw is not None:
+            yield from _mapped(tensor, tensor.raw)
+        elif not tensor.base_dir:
+            yield tensor.tobytes()
+        else:
+            yield from self._read(tensor)
+
+    def _read(self, tensor: ir.ExternalTensor) -> Iterator[bytes]:
+        location, left = str(tensor.location), tensor.nbytes
+        try:
+            file = self._open(str(tensor.base_dir), location)
             file.seek(tensor.offset or 0)
             while left and (chunk := file.read(min(left, _PIECE))):
                 left -= len(chunk)
                 yield chunk
-    except OSError as error:
-        why = f"can no longer be read ({error.strerror})"
-        raise _gone(tensor, location, why, "EXT_MISSING") from error
-    if left:
-        raise _gone(tensor, location, f"is now {left} bytes too short", "EXT_BOUNDS")
+        except OSError as error:
+            why = f"can no longer be read ({error.strerror})"
+            raise _gone(tensor, location, why, "EXT_MISSING") from error
+        if left:
+            raise _gone(tensor, location, f"is now {left} bytes too short", "EXT_BOUNDS")
+
+    def _open(self, folder: str, location: str) -> BinaryIO:
+        if self._file is None or self._place != (folder, location):
+            if self._file is not None:
+                self._file.close()
+            self._file, self._place = open_inside(folder, PurePosixPath(location)), (folder, location)
+        return self._file
+
+
+def _held(tensor: ir.TensorProtocol) -> Chunk:
+    """The bytes of a tensor in memory; an array that lies there as it is written is not copied."""
+    if isinstance(tensor, ir.LazyTensor) and not tensor.cache:
+        tensor = tensor.raw()
+    if type(tensor) is ir.Tensor and sys.byteorder == "little" and tensor.dtype.bitwidth >= 8:
+        array = np.ascontiguousarray(tensor.numpy())  # `tobytes` copies others element by element
+        if array.nbytes == tensor.nbytes:
+            return array.reshape(-1).view(np.uint8).data
+    return tensor.tobytes()
 
 
 def _mapped(tensor: ir.ExternalTensor, file: mmap.mmap) -> Iterator[bytes]:

@@ -42,8 +42,10 @@ class Linear:
 
     def weights(self) -> Callable[[], np.ndarray]:
         """A function that reads the weight [in, columns]; it holds the tensor, not the graph."""
-        tensor, transposed, chosen = _tensor(self.weight), self.transposed, self.columns
-        return lambda: np.asarray((tensor.numpy().T if transposed else tensor.numpy())[:, chosen])
+        tensor, chosen = _tensor(self.weight), _span(self.columns)
+        if self.transposed:
+            return lambda: np.asarray(tensor.numpy()[chosen].T)
+        return lambda: np.asarray(tensor.numpy()[:, chosen])
 
     def identity(self) -> tuple[object, ...]:
         """Equal for those that read the same elements of one tensor, as long as that is there."""
@@ -172,6 +174,13 @@ def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if tensor is None:
         raise TypeError(f"{value.name} is not constant.")
     return tensor
+
+
+def _span(columns: np.ndarray) -> slice | np.ndarray:
+    """The same columns; neighbours as a slice, which is read without gathering them one by one."""
+    if len(columns) and np.array_equal(columns, np.arange(columns[0], columns[0] + len(columns))):
+        return slice(int(columns[0]), int(columns[0]) + len(columns))
+    return columns
 
 
 def split_bias(rows: View, dying: Iterable[ir.Node], shapes: Shapes) -> tuple[ir.Value, ir.Value | None]:

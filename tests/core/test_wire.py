@@ -189,6 +189,31 @@ def test_depth_ends_where_protobuf_ends() -> None:
     assert 0 < accepted < 16
 
 
+def test_what_was_seen_before_counts_again() -> None:
+    proto = onnx.ModelProto()
+    for _ in range(50):
+        proto.graph.value_info.add(name="x").type.tensor_type.elem_type = 1
+    fields = 1 + 50 * 5  # graph; value, name, type, tensor_type, elem_type
+    walked(proto.SerializeToString(), max_fields=fields)
+    with pytest.raises(ModelError) as caught:
+        walked(proto.SerializeToString(), max_fields=fields - 1)
+    assert caught.value.code == "MODEL_SIZE"
+
+
+def test_what_was_seen_before_may_be_too_deep_elsewhere() -> None:
+    shallow, deeper = onnx.GraphProto(), onnx.GraphProto()
+    kind = shallow.value_info.add(name="x").type
+    kind.sequence_type.elem_type.tensor_type.elem_type = 1
+    deeper.node.add().attribute.add().g.value_info.add(name="x").type.CopyFrom(kind)
+    for first, second in ((shallow, deeper), (deeper, shallow)):
+        graph = first.SerializeToString() + second.SerializeToString()
+        model = b"\x3a" + bytes([len(graph)]) + graph
+        walked(model, max_depth=9)
+        with pytest.raises(ModelError) as caught:
+            walked(model, max_depth=8)
+        assert caught.value.code == "MODEL_DEPTH"
+
+
 def test_limits_of_fields() -> None:
     data = everywhere().SerializeToString()
     walked(data, max_fields=2000)
