@@ -8,7 +8,7 @@ from typing import ClassVar, Final, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.base import Context, Numerics, Pass, is_op, tensor_of
 from burnish.passes.editing import Round
 from burnish.passes.fusion.row_rules import COSTLY, WORTH_WHILE, Move, Place, keeps_batch, move
 from burnish.passes.fusion.row_selections import Rows, Selection, are_few, selection, union
@@ -167,11 +167,10 @@ def _trim(steps: dict[ir.Node, _Step]) -> None:
     """Leave out the first nodes where more selections would take the place of fewer, and little is saved."""
     for node, step in list(steps.items()):
         inputs = {node.inputs[index] for index in step.move.reads}
-        makers = [value.producer() for value in inputs if value is not None]
-        computed = [maker for maker in makers if maker is not None and not is_op(maker, "Constant")]
-        used = sum(1 for value in node.outputs if value.uses())
-        inside = any(maker in steps for maker in computed)
-        if not inside and _kind(node) not in COSTLY and len(computed) > used:
+        computed = [value for value in inputs if value is not None and tensor_of(value) is None]
+        inside = any(value.producer() in steps for value in computed)
+        used = [value for value in node.outputs if value.uses()]
+        if not inside and _kind(node) not in COSTLY and len(computed) > len(used):
             del steps[node]
 
 

@@ -305,9 +305,9 @@ def _attention(place: Place) -> Move | None:
         return None
     reads = {0: axis}
     if call.has(3):
-        if mask is None or len(mask) < 2 or (mask[-2].size != 1 and mask[-2] != place.size):
-            return None
-        reads |= {} if mask[-2].size == 1 else {3: len(mask) - 2}
+        if mask is None or not place.has(3, len(mask) - 2):
+            return None  # onnxruntime spreads a mask over batch and heads, not over queries
+        reads[3] = len(mask) - 2
     return Move(reads)
 
 

@@ -243,6 +243,7 @@ class Selector:
         node.metadata_props.update(self._made_by)
         self._round.shapes.add(node)
         result = node.outputs[0]
-        result.type, shape = inputs[0].type, self._round.shapes[result].shape
-        result.shape = None if shape is None else as_ir_shape(shape)
+        fact = self._round.shapes[result]
+        result.type = inputs[0].type if fact.dtype is None else ir.TensorType(fact.dtype)
+        result.shape = None if fact.shape is None else as_ir_shape(fact.shape)
         return result

@@ -83,9 +83,9 @@ class RowWriter:
         if not old.name:
             result.name = ""
             return
-        result.name, result.type = self._editor.fresh(f"{old.name}_rows"), old.type
-        result.metadata_props.update(old.metadata_props)
         fact = self._round.shapes[old]
+        result.name, result.type = self._editor.fresh(f"{old.name}_rows"), _type(old, fact.dtype)
+        result.metadata_props.update(old.metadata_props)
         if fact.shape is not None:
             result.shape = as_ir_shape(narrowed(fact.shape, axis, rows))
 
@@ -115,7 +115,7 @@ class RowWriter:
     def _product(self, place: Place, x: ir.Value | None, weight: ir.Value, name: str, width: int) -> ir.Node:
         node = ir.node("MatMul", [x, weight])
         result, like = node.outputs[0], None if x is None else x.shape
-        result.name, result.type = self._editor.fresh(name), place.node.outputs[0].type
+        result.name, result.type = self._editor.fresh(name), _type(weight, place.call.input(1).dtype)
         result.shape = None if like is None else ir.Shape([*like[:2], width])
         return node
 
@@ -132,6 +132,10 @@ class RowWriter:
         )  # fmt: skip
         part.meta[MADE_OF] = (id(tensor), first, width)
         return self._editor.initializer(name, part)
+
+
+def _type(like: ir.Value, dtype: ir.DataType | None) -> ir.TypeProtocol | None:
+    return like.type if dtype is None else ir.TensorType(dtype)
 
 
 def _target(place: Place, way: Move, rows: Rows) -> tuple[int, ...] | None:
