@@ -19,7 +19,7 @@ _FUSE: Final = (
     "unflatten-linear,split-stacked,fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,"
     "fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,pack-attention,fuse-repeat,"
     "fuse-skip-norm,fuse-bias-gelu,fuse-dynamic-quantize,fuse-group-norm,lower-group-norm,remove-guards,merge-transposes,"
-    "merge-constants,merge-slices"
+    "merge-constants,merge-slices,narrow-rows"
 )
 """Caches are lowered first: their layers are then no attentions for others to fuse. Transposes, constants
 and slices are merged last, when what they are part of has been recognised."""

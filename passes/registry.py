@@ -60,6 +60,7 @@ PASSES: Final[dict[str, str]] = {
     "fuse-bias-gelu": "burnish.passes.fusion.fuse_bias_gelu:FuseBiasGelu",
     "lower-kv-cache": "burnish.passes.cache.lower_kv_cache:LowerKvCache",
     "make-gemm": "burnish.passes.fusion.make_gemm:MakeGemm",
+    "narrow-rows": "burnish.passes.fusion.narrow_rows:NarrowRows",
     "unpack-attention": "burnish.passes.fusion.unpack_attention:UnpackAttention",
     "quantize-dynamic": "burnish.passes.quantize.quantize_dynamic:QuantizeDynamic",
     "quantize-static": "burnish.passes.quantize.quantize_static:QuantizeStatic",

@@ -60,7 +60,7 @@ def evaluator(model: bytes) -> Run:
     """
     proto = onnx.ModelProto.FromString(model)
     if _has_old_softmax(proto):
-        raise _unable(NotImplementedError("Softmax as it was before opset 13"))
+        raise _unable(ValueError("Softmax is not as it was before opset 13"))
     try:
         session = ReferenceEvaluator(proto)
     except Exception as error:

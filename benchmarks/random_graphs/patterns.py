@@ -18,6 +18,7 @@ from burnish.benchmarks.random_graphs.plan import HEADS, NEAR, WIDTH, Plan
 from burnish.benchmarks.random_graphs.writer import BOOL, FLOAT, Known, MisfitError, Writer
 
 _LAYER_NORM: Final = 17  # is an op from here on
+_MOST: Final = 2**63 - 1
 _LOWEST: Final = float(np.finfo(np.float32).min)
 
 
@@ -231,6 +232,21 @@ def _masked(p: Plan, scores: Known) -> Known:
     return p.either("Add", scores, p.either("Mul", off, w.constant(w.choose((_LOWEST, -1e4)))))
 
 
+def pooled(p: Plan, x: Known) -> Known:
+    """The first row of a residual block, all that is read of it."""
+    w = p.w
+    rows = attention(p, x) if w.chance(0.5) else w.matmul(x, w.weight(WIDTH, WIDTH))
+    block = w.unary("Relu", p.either("Add", rows, x))
+    if p.near == "axis":
+        block = w.unary("Softmax", block, axis=1)
+    if isinstance(x.dims[1], int) and x.dims[1] and w.chance(0.4):
+        return w.make("Gather", [block, w.constant(0, np.int64)], (x.dims[0], WIDTH), axis=1)
+    start, end = w.choose(((0, 1), (-1, _MOST)))
+    first = x.dims[1] if isinstance(x.dims[1], str) else min(1, x.dims[1])
+    dims = (x.dims[0], f"first({first})" if isinstance(first, str) else first, WIDTH)
+    return w.make("Slice", [block, w.ints(start), w.ints(end), w.ints(1)], dims)
+
+
 _Pattern = Callable[[Plan, Known], Known]
 
 
@@ -267,6 +283,7 @@ PATTERNS: Final[tuple[Callable[[Plan], Known | None], ...]] = (
     _of_row(attention, 3), _of_row(attention, 3), _anywhere(hard_swish),
     _of_row(scaled), partial(_image, pattern=residual),
     _of_row(flattened, 3), _of_row(turned, 3), _of_row(stacked, 3),
+    _of_row(pooled, 3), _of_row(pooled, 3),
 )  # fmt: skip
 INSIDE: Final = (gelu, quick_gelu)
 """Patterns that keep the dims, for bodies."""
