@@ -87,26 +87,27 @@ class MovingAverage(Calibrator):
 
     def __init__(self) -> None:
         self._mean = np.zeros(2)
-        self._count = 0
+        self._total = 0.0
+        """The sum of the weights of all batches, where that of the newest is 1."""
 
     def observe(self, array: Array) -> None:
         """Move the average to the extremes of a batch."""
         if array.size:
-            self._count += 1
+            self._total = self._total * (1.0 - _WEIGHT) + 1.0
             extremes = np.array([array.min(), array.max()], np.float64)
-            self._mean += (extremes - self._mean) * (_WEIGHT / (1.0 - (1.0 - _WEIGHT) ** self._count))
+            self._mean += (extremes - self._mean) / self._total
 
     def bounds(self) -> Bounds | None:
         """The averages."""
-        return (float(self._mean[0]), float(self._mean[1])) if self._count else None
+        return (float(self._mean[0]), float(self._mean[1])) if self._total else None
 
     def state(self) -> dict[str, Array]:
-        """The averages, and over how many batches."""
-        return {"mean": self._mean.copy(), "count": np.array(self._count)}
+        """The averages, and the weights behind them."""
+        return {"mean": self._mean.copy(), "total": np.array(self._total)}
 
     def restore(self, state: Mapping[str, Array]) -> None:
         """Set the averages."""
-        self._mean, self._count = state["mean"].astype(np.float64).reshape(2), int(state["count"])
+        self._mean, self._total = state["mean"].astype(np.float64).reshape(2), float(state["total"])
 
 
 class OfHistogram(Calibrator):

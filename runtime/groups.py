@@ -75,6 +75,8 @@ class Groups:
             )
 
     def _measure(self, feeds: Feeds, sizes: Sizes) -> None:
+        if not self._largest:
+            sizes(feeds)  # a first run maps weights: those are in memory from here on
         memory.give_back()
         memory.reset_peak()
         before = memory.resident()

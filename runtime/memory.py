@@ -6,10 +6,11 @@ proc_pid_clear_refs(5)). Elsewhere the peak is what is resident at the moment it
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
+import functools
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -45,9 +46,16 @@ def reset_peak() -> bool:
 
 def give_back() -> None:
     """Let the C library return freed memory to the system, where it can (glibc)."""
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError, OSError):
-            ctypes.CDLL(None).malloc_trim(0)
+    if (trim := _trim()) is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    if sys.platform != "linux":
+        return None
+    function: Callable[[int], int] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return function
 
 
 def available() -> int:
