@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -94,7 +95,8 @@ class Checkpoint:
 
     def remove(self) -> None:
         """Remove the file: the calibration is done."""
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was never written, or somebody was faster
+            self.path.unlink()
 
 
 def _encode(key: Key, progress: Progress) -> bytes:
