@@ -8,7 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from burnish.errors import CalibrationError
 from burnish.files import write_scratch
+from burnish.runtime.histogram import Array
 from burnish.runtime.readers import Feeds
 from burnish.runtime.samples import Dataset
 
@@ -25,14 +27,25 @@ def spooled(samples: Iterable[Feeds], folder: Path) -> Dataset:
         folder: an empty one; a file for each sample.
 
     Raises:
+        CalibrationError: an array holds Python objects (CALIB_DTYPE).
         OutputError: there is no room for them (DISK_FULL).
     """
     layouts: list[_Layout] = []
     for sample in samples:
-        arrays = {name: np.ascontiguousarray(array) for name, array in sample.items()}
+        arrays = {name: _plain(name, array, len(layouts)) for name, array in sample.items()}
         write_scratch(folder / str(len(layouts)), _pieces(arrays), folder)
         layouts.append([(name, array.dtype, array.shape) for name, array in arrays.items()])
     return Dataset(lambda: _read(folder, layouts), len(layouts))
+
+
+def _plain(name: str, array: Array, number: int) -> Array:
+    if array.dtype.hasobject:
+        raise CalibrationError(
+            f"Input {name!r} of calibration sample {number} holds Python objects, which stay in memory.",
+            "Give the samples as a list instead of an iterator.",
+            code="CALIB_DTYPE",
+        )
+    return np.require(array, requirements="C")
 
 
 def _pieces(arrays: Feeds) -> Iterator[bytes]:
