@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from burnish.cache import cache_root
+from burnish.fingerprint import tensor_digest
 from burnish.lending import judge, lend
 from burnish.manifest import Manifest
 from burnish.model import expose
@@ -122,11 +123,11 @@ class Values:
 
     def digest(self) -> str:
         """The sha256 of all that decides what the values are: graph and weights."""
-        graph, weights = lend(expose(self._model, self._names, alone=True))
+        model = expose(self._model, self._names, alone=True)
+        graph, weights = lend(model)
         digest = hashlib.sha256(graph)
-        for name in sorted(weights):
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(weights[name]).reshape(-1).view(np.uint8).data)
+        for name in sorted(weights):  # read in pieces: mapped, all of them would be in memory
+            digest.update(f"{name} {tensor_digest(model.graph.initializers[name])};".encode())
         return digest.hexdigest()
 
     def gains(self) -> dict[str, Gains]:

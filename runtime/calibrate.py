@@ -71,10 +71,9 @@ def calibrate(
         threads: intra-op threads, where `model` is bytes or a path.
 
     Raises:
-        CalibrationError: there is no such method (CALIB_METHOD); a sample does not fit (CALIB_MISSING,
-            CALIB_UNKNOWN, CALIB_DTYPE, CALIB_SHAPE, CALIB_EMPTY); a sample or a value of the model is not
-            finite (CALIB_NONFINITE); there is no sample (CALIB_EMPTY); or the budget cannot be kept
-            (CALIB_MEMORY). The message names the sample's number and the input or value.
+        CalibrationError: there is no such method (CALIB_METHOD); a sample does not fit (see `check_sample`);
+            a value of the model is not finite (CALIB_NONFINITE); there is no sample (CALIB_EMPTY); or the
+            budget cannot be kept (CALIB_MEMORY). The message names the sample and the input or value.
         ModelError: the model does not load or run.
     """
     need_method(method, percent)
@@ -92,9 +91,7 @@ def calibrate(
             checkpoint.save(run.progress)
         if progress is not None:
             progress("calibrate", run.done, total)
-    if not run.done:
-        raise CalibrationError("There is no calibration sample.", "Give at least one.", code="CALIB_EMPTY")
-    found = {name: _bounds(name, seen) for name, seen in run.found.items()}
+    found = run.ranges()
     if checkpoint is not None:
         checkpoint.remove()
     return found
@@ -163,6 +160,14 @@ class _Run:
             memory.give_back()
         self._groups.check(self.done)
         self._count(feeds)
+
+    def ranges(self) -> dict[str, Bounds]:
+        """Of every value, at the end."""
+        if not self.done:
+            raise CalibrationError(
+                "There is no calibration sample.", "Give at least one.", code="CALIB_EMPTY"
+            )
+        return {name: _bounds(name, seen) for name, seen in self.found.items()}
 
     def _session(self, group: Group) -> Reference:
         if group not in self._sessions:
