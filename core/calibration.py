@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -23,7 +23,7 @@ from burnish.passes.base import Arrays, Context, constant_of
 from burnish.passes.quantize.find import Linear, conv_at, linear_at
 from burnish.passes.runner import Progress
 from burnish.runtime.calibrate import calibrate
-from burnish.runtime.calibrators import PERCENT
+from burnish.runtime.calibrators import PERCENT, LayerwisePercentile
 from burnish.runtime.checkpoints import Checkpoint
 from burnish.runtime.histogram import Bounds, Gains
 from burnish.runtime.reference import Reference
@@ -61,16 +61,20 @@ class Calibration:
             CalibrationError, ModelError: as `burnish.runtime.calibrate.calibrate`.
         """
         values = Values(model, names)
+        gains = values.gains() if self.method == LayerwisePercentile.name else None
         return calibrate(
-            values.open, data, names, method=self.method, percent=self.percent,
-            gains=values.gains() if self.method == "layerwise-percentile" else None,
+            values.open, data, names, method=self.method, percent=self.percent, gains=gains,
             specs=interface.inputs, dims=interface.dims, sizes=values.sizes,
             memory_budget=self.memory_budget, progress=progress,
-            checkpoint=self._checkpoint(values) if self.resume else None,
+            checkpoint=self._checkpoint(values, gains or {}) if self.resume else None,
         )  # fmt: skip
 
-    def _checkpoint(self, values: Values) -> Checkpoint:
-        key = {"model": values.digest(), "method": f"{self.method} {self.percent!r}"}
+    def _checkpoint(self, values: Values, gains: Mapping[str, Gains]) -> Checkpoint:
+        worth = hashlib.sha256()  # of weights behind the values, which the values' own graph need not have
+        for name in sorted(gains):
+            worth.update(f"{name} {gains[name].axis} {gains[name].counts.tolist()};".encode())
+        key = {"model": values.digest(), "gains": worth.hexdigest()}
+        key["method"] = f"{self.method} {self.percent!r}"
         key |= {f"version of {name}": version for name, version in versions([]).items()}
         folder = cache_root() / "calibration"
         _forget(folder)

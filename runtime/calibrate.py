@@ -91,10 +91,7 @@ def calibrate(
             checkpoint.save(run.progress)
         if progress is not None:
             progress("calibrate", run.done, total)
-    found = run.ranges()
-    if checkpoint is not None:
-        checkpoint.remove()
-    return found
+    return run.ended(checkpoint)
 
 
 def _opened_once(model: ModelSource, threads: int) -> Open:
@@ -161,13 +158,16 @@ class _Run:
         self._groups.check(self.done)
         self._count(feeds)
 
-    def ranges(self) -> dict[str, Bounds]:
-        """Of every value, at the end."""
+    def ended(self, checkpoint: Checkpoint | None) -> dict[str, Bounds]:
+        """The range of every value; the checkpoint has had its use."""
         if not self.done:
             raise CalibrationError(
                 "There is no calibration sample.", "Give at least one.", code="CALIB_EMPTY"
             )
-        return {name: _bounds(name, seen) for name, seen in self.found.items()}
+        found = {name: _bounds(name, seen) for name, seen in self.found.items()}
+        if checkpoint is not None:
+            checkpoint.remove()
+        return found
 
     def _session(self, group: Group) -> Reference:
         if group not in self._sessions:
