@@ -1,6 +1,7 @@
 """Calibration of a model: values in any groups, what channels are worth, killed and resumed, flat memory."""
 
 import contextlib
+import functools
 import json
 import os
 import random
@@ -17,13 +18,14 @@ import pytest
 from click.testing import CliRunner
 
 import burnish
-from burnish.byte_sizes import parse_bytes, show_bytes
+from burnish.byte_sizes import parse_bytes
 from burnish.calibration import Calibration, Values
 from burnish.cli import main
 from burnish.errors import BurnishError, CalibrationError, InputError
 from burnish.model import expose, save_model, signature, to_bytes
 from burnish.runtime import memory
 from burnish.runtime.calibrators import METHODS
+from burnish.runtime.checkpoints import Checkpoint
 from burnish.runtime.reference import Reference
 from burnish.runtime.samples import Dataset
 from burnish.testing import parse
@@ -244,6 +246,27 @@ def test_no_resume_starts_again(at_work: Path) -> None:
     assert left.exists()
 
 
+@pytest.mark.parametrize(("method", "files"), [("layerwise-percentile", 2), ("entropy", 1)])
+def test_a_checkpoint_belongs_to_the_weights_that_decide(
+    method: str, files: int, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often = functools.partial(Checkpoint, every=-1.0)
+    monkeypatch.setattr("burnish.runtime.checkpoints._SLOWER", 0)
+    monkeypatch.setattr("burnish.calibration.Checkpoint", often)
+
+    def interrupted() -> Iterator[dict[str, np.ndarray]]:
+        for _ in range(3):
+            yield {"x": np.ones((2, 5), np.float32)}
+        raise KeyboardInterrupt
+
+    for seed in range(2):  # the values of x are those of the input, whatever the weights behind it are
+        w = np.random.default_rng(seed).standard_normal((5, 3)).astype(np.float32)
+        model = parse("g (float[N, 5] x) => (float[N, 3] y) { y = MatMul (x, w) }", weights={"w": w})
+        with pytest.raises(KeyboardInterrupt):
+            ranges(model, Dataset(interrupted), ("x",), method=method)
+    assert len(list((cache / "calibration").iterdir())) == files
+
+
 # -- memory --------------------------------------------------------------------------------------------
 
 WIDE = """
@@ -365,29 +388,3 @@ def test_samples_are_not_held(one_way: bool, encoder: ir.Model, encoder_feeds: F
     data = stream() if one_way else Dataset(stream)
     burnish.quantize(encoder, data=data, measured=False)
     assert most[0] <= 8 + 2, "the first 8 are held, to judge rewrites on"
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("500MB", 500_000_000),
-        ("2GiB", 2**31),
-        ("1.5 gb", 1_500_000_000),
-        ("64k", 64_000),
-        (12, 12),
-        ("7B", 7),
-    ],
-)
-def test_sizes_in_bytes(text: str | int, size: int) -> None:
-    assert parse_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GB", "-1MB", "0", "1e9", "5 apples", "1.2.3MB", 0, -4])
-def test_what_is_no_size(text: str | int) -> None:
-    with pytest.raises(InputError, match="is not a size in bytes"):
-        parse_bytes(text)
-
-
-def test_sizes_are_shown_with_three_digits() -> None:
-    shown = [show_bytes(size) for size in (12, 1500, 999_700, 1_250_000_000, 45_600_000)]
-    assert shown == ["12 bytes", "1.5 kB", "1000 kB", "1.25 GB", "45.6 MB"]
