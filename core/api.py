@@ -9,18 +9,19 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from burnish.checking import DifferentialChecker, executed, runnable
+from burnish.byte_sizes import parse_bytes
+from burnish.calibration_data import given_data
+from burnish.checking import DifferentialChecker, executed
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
 from burnish.explaining import Explanation
 from burnish.explaining import explain as explained
 from burnish.exporting import export as export
-from burnish.kv_cache import InPlace
 from burnish.manifest import Manifest, Receipt
 from burnish.model import node_count, signature
 from burnish.passes.base import Numerics
@@ -33,11 +34,11 @@ from burnish.target import Target, get_target, is_own
 from burnish.versions import versions
 from burnish.workbench import Workbench
 
-Samples = Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]
-"""Feeds by input name; or a path of `.npz`/`.npy` files; or `random`."""
+if TYPE_CHECKING:
+    from burnish.calibration import Calibration
 
-_RANDOM_SAMPLES: Final = 16
-_CHECKED_LOSSY: Final = 8  # samples on which a lossy step is judged
+Samples = Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]
+"""Feeds by input name (a list, or an iterator); or a path of files of samples; or `random`."""
 
 
 def optimize(
@@ -95,14 +96,17 @@ def quantize(
     Args:
         model: as for `optimize`.
         scheme: `static` calibrates activations on `data`; `dynamic` measures them at run time.
-        data: calibration samples: feeds by input name, a path of `.npz` files, or `random` (which the
-            receipt says loudly).
+        data: calibration samples: feeds by input name (a list, or an iterator), a file or folder of `.npz`
+            or `.npy` files, images, recordings or texts, or `random` (which the receipt says loudly).
         target: must have int8 kernels for activations.
         recipe: instead of the default one for the scheme.
         on_mismatch: as for `optimize`.
         output: as for `optimize`.
         return_receipts: as for `optimize`.
-        options: as for `optimize`, and `calibration` (`minmax`, `percentile`, `mse`).
+        options: as for `optimize`, and `calibration` (a method: `minmax`, `moving-average`, `percentile`,
+            `entropy`, `mse`, `layerwise-percentile`), `percent` (of values that `percentile` keeps),
+            `memory_budget` (bytes for calibration, as a number or text such as `2GiB`), `resume` (False:
+            calibrate from the first sample on, whatever an interrupted run has left).
 
     Raises:
         CalibrationError: `data` is missing, empty, or does not fit the inputs; besides those of `optimize`.
@@ -110,6 +114,7 @@ def quantize(
     measured = bool(options.pop("measured", True))
     chosen = get_target(target)
     _need_int8(chosen, scheme)
+    options = _with_calibration(options)
     if scheme == "static" and data is None:
         raise CalibrationError(
             "Static quantisation needs calibration data.",
@@ -121,6 +126,25 @@ def quantize(
         model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, data=data, **options,
     )  # fmt: skip
+
+
+def _with_calibration(options: dict[str, Any]) -> dict[str, Any]:
+    """The options, those of calibration as one; wrong ones are refused before any work."""
+    from burnish.calibration import Calibration
+    from burnish.runtime.calibrators import need_method
+
+    names = {
+        "calibration": "method",
+        "percent": "percent",
+        "memory_budget": "memory_budget",
+        "resume": "resume",
+    }
+    given = {names[key]: value for key, value in options.items() if key in names and value is not None}
+    if "memory_budget" in given:
+        given["memory_budget"] = parse_bytes(given["memory_budget"])
+    calibration = Calibration(**given)
+    need_method(calibration.method, calibration.percent)
+    return {key: value for key, value in options.items() if key not in names} | {"calibration": calibration}
 
 
 def verify(
@@ -164,7 +188,7 @@ def _rewrite(
     measured: bool,
     data: Samples | None = None,
     typical: Mapping[str, int] | None = None,
-    calibration: str = "minmax",
+    calibration: Calibration | None = None,
     progress: Progress | None = None,
     explain: Callable[[Explanation], object] | None = None,
     seed: int = 0,
@@ -172,19 +196,17 @@ def _rewrite(
     need_output(given, output)
     source = open_source(given)
     need_target(source, target)
-    samples, notes = _samples(data, source, seed)
-    bench = Workbench(
-        source.manifest, target, samples=samples, typical=typical, calibration=calibration,
-        progress=progress, seed=seed,
-    )  # fmt: skip
-    checker = DifferentialChecker(
-        source.manifest, samples=samples[:_CHECKED_LOSSY], seed=seed, by_region=True
-    )
-    outcome = run_recipe(
-        recipe, source.model, bench.context(measured=measured), checker,
-        on_mismatch=on_mismatch, progress=progress,
-    )  # fmt: skip
-    notes = [*notes, *left_out(source.attachments, output)]
+    with given_data(data, source, seed) as samples:
+        bench = Workbench(
+            source.manifest, target, samples=samples.first, data=samples.every, typical=typical,
+            calibration=calibration, progress=progress, seed=seed,
+        )  # fmt: skip
+        checker = DifferentialChecker(source.manifest, samples=samples.first, seed=seed, by_region=True)
+        outcome = run_recipe(
+            recipe, source.model, bench.context(measured=measured), checker,
+            on_mismatch=on_mismatch, progress=progress,
+        )  # fmt: skip
+    notes = [*samples.notes, *left_out(source.attachments, output)]
     receipts = (*outcome.receipts, _deployed(checker, source, outcome, recipe, target, notes))
     manifest = _manifest(source, outcome, receipts, target, recipe)
     if explain is not None:
@@ -307,30 +329,3 @@ def _need_int8(target: Target, scheme: str) -> None:
             "Use target cpu, or weight-only quantisation where the target has MatMulNBits.",
             code="TARGET_NO_INT8",
         )
-
-
-def _samples(
-    data: Samples | None, source: Source, seed: int
-) -> tuple[Sequence[Mapping[str, np.ndarray]], list[str]]:
-    if data is None:
-        return (), []
-    from burnish.runtime.samples import check_sample, random_samples, read_samples
-
-    specs = source.manifest.inputs
-    if isinstance(data, str) and data == "random":
-        note = "calibrated on RANDOM inputs: the accuracy on real data is unknown"
-        made_up = random_samples(source.manifest, count=_RANDOM_SAMPLES, seed=seed)
-        return runnable(source.model, source.manifest, made_up, seed=seed), [note]
-    where = Path(data) if isinstance(data, (str, os.PathLike)) else data
-    samples = list(read_samples(where, specs))
-    if not samples:
-        raise CalibrationError(
-            "The calibration data holds no sample.", "Give at least one.", code="CALIB_EMPTY"
-        )
-    promise, names = InPlace.of(source.model.metadata_props, source.manifest), {spec.name for spec in specs}
-    if promise is not None:  # caches as long as the past get the room that the model wants
-        metadata = source.model.metadata_props
-        samples = [promise.fit(metadata, each) if names == each.keys() else each for each in samples]
-    for number, sample in enumerate(samples):
-        check_sample(number, sample, specs, source.manifest.dims)
-    return samples, []

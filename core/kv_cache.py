@@ -13,7 +13,7 @@ A model says that it is one in its metadata, so that whoever runs or compares it
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Self, final
 
 import numpy as np
@@ -150,10 +150,12 @@ class InPlace:
         short = [name for name in self.past if feeds[name].shape[TOKENS] < total]
         return dict(feeds) | {name: _roomy(feeds[name], total + _ROOM) for name in short}
 
-    def fitting(self, metadata: Mapping[str, str], samples: Iterable[Arrays]) -> list[dict[str, np.ndarray]]:
+    def fitting(
+        self, metadata: Mapping[str, str], samples: Iterable[Arrays]
+    ) -> Iterator[dict[str, np.ndarray]]:
         """The samples that a model of that metadata takes, with caches and masks as it takes them."""
         taken = (self.feeds(sample) for sample in samples)
-        return [self.fit(metadata, feeds) for feeds in taken if feeds is not None]
+        return (self.fit(metadata, feeds) for feeds in taken if feeds is not None)
 
     def promised(self, feeds: Arrays, outputs: Arrays) -> dict[str, np.ndarray]:
         """The outputs, caches cut to the tokens there are, with 0 at the places of padding.

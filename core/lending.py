@@ -15,14 +15,18 @@ from burnish.weights import SMALLEST_EXTERNAL, embed
 _PLAIN: Final = "biufc"  # kinds of numpy's own dtypes that onnxruntime takes as they are
 
 
-def judge(model: ir.Model) -> Reference:
+def judge(model: ir.Model, *, frugal: bool = False) -> Reference:
     """The model as it is written, ready to run; its weights stay where they are.
+
+    Args:
+        model: to run.
+        frugal: give memory back after every run.
 
     Raises:
         ModelError: onnxruntime cannot load it, or its graph alone is over 2 GB.
     """
     graph, weights = lend(model)
-    return Reference(graph, weights=weights)
+    return Reference(graph, weights=weights, frugal=frugal)
 
 
 def lend(model: ir.Model) -> tuple[bytes, dict[str, np.ndarray]]:

@@ -14,6 +14,7 @@ import msgspec
 import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from burnish.dim_sums import is_name, names_of
 from burnish.disk import Chunk
@@ -80,8 +81,10 @@ def node_count(model: ir.Model) -> int:
     return count
 
 
-def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of the model with those values of the main graph as additional outputs.
+def expose(model: ir.Model, names: Sequence[str], *, alone: bool = False) -> ir.Model:
+    """A copy of the model with those values of the main graph as additional outputs, or `alone`.
+
+    Alone: without the outputs of the model, and without the nodes that only they need.
 
     Raises:
         ModelError: the main graph has no such value (GRAPH_DANGLING).
@@ -89,6 +92,8 @@ def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
     copy = copy_model(model)
     values = {value.name: value for node in copy.graph for value in node.outputs}
     values |= {value.name: value for value in copy.graph.inputs}
+    if alone:
+        copy.graph.outputs.clear()
     outputs = {value.name for value in copy.graph.outputs}
     for name in names:
         if name not in values:
@@ -99,6 +104,8 @@ def expose(model: ir.Model, names: Sequence[str]) -> ir.Model:
             )
         if name not in outputs:
             copy.graph.outputs.append(values[name])
+    if alone:
+        RemoveUnusedNodesPass()(copy)
     return copy
 
 

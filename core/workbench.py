@@ -5,9 +5,10 @@ Each is a plain callable in `Context`, so that a pass stays a pure graph rewrite
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import onnx_ir as ir
@@ -24,6 +25,9 @@ from burnish.passes.base import Arrays, Context, Range
 from burnish.passes.runner import Progress
 from burnish.target import Target
 
+if TYPE_CHECKING:
+    from burnish.calibration import Calibration
+
 
 @final
 class Workbench:
@@ -32,9 +36,10 @@ class Workbench:
     Args:
         interface: inputs, meanings and ranges of the model.
         target: what the model is for; speeds are compared only where it runs on this machine's CPU.
-        samples: real inputs; the first is the typical one, all are calibration data.
+        samples: real inputs, a few; the first is the typical one.
+        data: all samples, for calibration, one in memory at a time; default: `samples`.
         typical: sizes of dynamic dims to measure speed at, by name (default: batch 1, others 128).
-        calibration: method of `burnish.runtime.calibrate`.
+        calibration: how ranges are found.
         progress: told of calibration batches.
         seed: of random inputs, where there are no samples.
 
@@ -48,14 +53,16 @@ class Workbench:
         target: Target,
         *,
         samples: Sequence[Arrays] = (),
+        data: Iterable[Arrays] | None = None,
         typical: Mapping[str, int] | None = None,
-        calibration: str = "minmax",
+        calibration: Calibration | None = None,
         progress: Progress | None = None,
         seed: int = 0,
     ) -> None:
         self._interface = interface
         self._target = target
         self._samples = samples
+        self._data = samples if data is None else data
         self._as_asked = bool(typical)
         self._sizes = typical_sizes(interface.inputs, interface.dims, given=typical)
         self._calibration = calibration
@@ -92,14 +99,12 @@ class Workbench:
         return self._target.provider == "CPUExecutionProvider"
 
     def calibrate(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, Range]:
-        """The range of each named value over all samples."""
-        from burnish.runtime.calibrate import calibrate
+        """The range of each named value over all data."""
+        from burnish.calibration import Calibration
 
-        with model_file(expose(model, names)) as source:
-            ranges = calibrate(
-                source, self._fitting(model, self._samples), names, method=self._calibration,
-                specs=self._interface.inputs, dims=self._interface.dims, progress=self._progress,
-            )  # fmt: skip
+        method = self._calibration or Calibration()
+        data = self._fitting(model, self._data)
+        ranges = method.ranges(model, names, data, self._interface, self._progress)
         return {name: Range(low, high) for name, (low, high) in ranges.items()}
 
     def probe(self, model: ir.Model, names: Sequence[str]) -> Arrays:
@@ -120,10 +125,12 @@ class Workbench:
                 failure = error
         raise failure
 
-    def _fitting(self, model: ir.Model, samples: Iterable[Arrays]) -> Sequence[Arrays]:
+    def _fitting(self, model: ir.Model, samples: Iterable[Arrays]) -> Iterable[Arrays]:
         """All samples; of a model that updates its cache in place, those that it takes."""
-        promise = InPlace.of(model.metadata_props, signature(model, self._interface))
-        return list(samples) if promise is None else promise.fitting(model.metadata_props, samples)
+        return _Fitting(samples, self._promise(model), model)
+
+    def _promise(self, model: ir.Model) -> InPlace | None:
+        return InPlace.of(model.metadata_props, signature(model, self._interface))
 
     def compare_speed(self, a: ir.Model, b: ir.Model, feeds: Arrays) -> Ratio:
         """Time of `a` divided by time of `b`, interleaved in one run, onnxruntime's optimiser on."""
@@ -144,3 +151,19 @@ class Workbench:
         specs, dims = self._interface.inputs, self._interface.dims
         for sizes in (self._sizes, *assignments(specs, dims)):
             yield make_feeds(specs, sizes, seed=self._seed)
+
+
+@final
+class _Fitting:
+    """Samples as a model takes them, made anew whenever they are iterated."""
+
+    def __init__(self, samples: Iterable[Arrays], promise: InPlace | None, model: ir.Model) -> None:
+        self._samples, self._promise, self._metadata = samples, promise, model.metadata_props
+
+    def __iter__(self) -> Iterator[Arrays]:
+        if self._promise is None:
+            return iter(self._samples)
+        return self._promise.fitting(self._metadata, self._samples)
+
+    def __length_hint__(self) -> int:
+        return operator.length_hint(self._samples, 0)

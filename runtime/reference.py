@@ -5,7 +5,7 @@ This is the judge of every rewrite, so it does nothing clever. For speed use `bu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -38,6 +38,7 @@ class Reference:
         threads: intra-op threads; 0: all cores.
         weights: memory to be used for initializers by name, in place of what the model's data files hold.
             It is read where it is: nothing is packed for speed, so that it is not held twice.
+        frugal: give memory back after every run, instead of keeping it for the next; sizes are known early.
 
     Raises:
         ModelError: onnxruntime cannot load the model (MODEL_LOAD); its message is kept.
@@ -45,7 +46,7 @@ class Reference:
 
     def __init__(
         self, model: ModelSource, *, optimize: bool = False, threads: int = 1,
-        weights: Mapping[str, np.ndarray] | None = None,
+        weights: Mapping[str, np.ndarray] | None = None, frugal: bool = False,
     ) -> None:  # fmt: skip
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -58,6 +59,9 @@ class Reference:
         if weights:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.enable_cpu_mem_arena = False
+        if frugal:
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # Shape and Size as soon as they can
         if weights and isinstance(model, bytes):
             options.add_session_config_entry(_DATA_FOLDER, str(Path(__file__).parent))
         try:
@@ -87,9 +91,34 @@ class Reference:
         try:
             arrays = self._session.run(names, dict(feeds))
         except ORT_ERRORS as error:
-            raise ModelError(
-                f"The model does not run on this input: {error}.",
-                "Check the shapes of the inputs against the model.",
-                code="MODEL_RUN",
-            ) from error
+            raise _does_not_run(error) from error
         return dict(zip(names, arrays, strict=True))
+
+    def each(
+        self, feeds: Mapping[str, np.ndarray], outputs: Sequence[str]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Run once; name and array of the named outputs, one copied at a time: never all are held twice.
+
+        Raises:
+            ModelError: as above.
+        """
+        if not outputs:
+            return
+        try:
+            given = {
+                name: ort.OrtValue.ortvalue_from_numpy(np.require(array, requirements="C"))
+                for name, array in feeds.items()
+            }
+            found = list(self._session.run_with_ort_values(list(outputs), given))[::-1]
+        except ORT_ERRORS as error:
+            raise _does_not_run(error) from error
+        for name in outputs:
+            yield name, found.pop().numpy()
+
+
+def _does_not_run(error: Exception) -> ModelError:
+    return ModelError(
+        f"The model does not run on this input: {error}.",
+        "Check the shapes of the inputs against the model.",
+        code="MODEL_RUN",
+    )

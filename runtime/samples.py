@@ -1,43 +1,110 @@
-"""Samples for calibration: `.npz` and `.npy` files, folders of them, iterables of dicts, random."""
+"""Samples for calibration: files that a reader knows, folders of them, iterables of dicts, random."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
 
-from burnish.errors import CalibrationError
+from burnish.errors import CalibrationError, shown
 from burnish.feeds import assignments, dtype_of, make_feeds
 from burnish.manifest import DimRange, Manifest, TensorSpec
+from burnish.runtime.readers import Attachments, Feeds, reader_for, sample_files
 
-Feeds = dict[str, npt.NDArray[np.generic]]
-"""One array for each input of the model, by name."""
+Source: TypeAlias = "str | Path | Iterable[Mapping[str, npt.NDArray[np.generic]]]"
 
 _LENGTHS: Final = (16, 32, 64, 128)  # of dynamic dims other than the batch, in random samples
 
 
+@final
+class Sample(dict[str, npt.NDArray[np.generic]]):
+    """Feeds that know the file they come from."""
+
+    def __init__(self, feeds: Mapping[str, npt.NDArray[np.generic]], origin: str) -> None:
+        super().__init__(feeds)
+        self.origin = origin
+
+
+def sample_label(number: int, sample: Mapping[str, npt.NDArray[np.generic]]) -> str:
+    """How messages call a sample: its number (from 0), and the file it comes from."""
+    origin = f" ({shown(sample.origin)})" if isinstance(sample, Sample) else ""
+    return f"calibration sample {number}{origin}"
+
+
+@final
+class Dataset:
+    """Samples that can be iterated again and again, one in memory at a time.
+
+    Args:
+        again: starts anew.
+        hint: how many there are, as far as that is known.
+    """
+
+    def __init__(self, again: Callable[[], Iterator[Feeds]], hint: int = 0) -> None:
+        self._again, self._hint = again, hint
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return self._again()
+
+    def __length_hint__(self) -> int:
+        return self._hint
+
+    def mapped(self, change: Callable[[Feeds], Feeds | None]) -> Dataset:
+        """The samples that `change` makes of these; it may leave some out."""
+        return Dataset(lambda: _changed(self, change), self._hint)
+
+
+def _changed(samples: Iterable[Feeds], change: Callable[[Feeds], Feeds | None]) -> Iterator[Feeds]:
+    for sample in samples:
+        made = change(sample)
+        if made is not None:
+            yield Sample(made, sample.origin) if isinstance(sample, Sample) else made
+
+
+def open_dataset(
+    source: Source, specs: Sequence[TensorSpec], attachments: Attachments | None = None
+) -> Dataset:
+    """The samples of a source that can be read more than once: files, a folder, a list.
+
+    Args:
+        source: as for `read_samples`, but not an iterator (see `burnish.runtime.spool`).
+        specs: the model's inputs.
+        attachments: files of the artifact, by name: the tokenizer or preprocessor of its inputs.
+
+    Raises:
+        CalibrationError: the path cannot be used; as for `read_samples`.
+    """
+    if isinstance(source, str | Path):
+        hint = len(sample_files(Path(source)))
+    else:
+        hint = operator.length_hint(source, 0)
+    return Dataset(lambda: read_samples(source, specs, attachments), hint)
+
+
 def read_samples(
-    source: str | Path | Iterable[Mapping[str, npt.NDArray[np.generic]]],
-    specs: Sequence[TensorSpec],
+    source: Source, specs: Sequence[TensorSpec], attachments: Attachments | None = None
 ) -> Iterator[Feeds]:
     """Samples one after the other; nothing is read before it is asked for.
 
     Args:
         source: a `.npz` file (one sample: an array for each input), a `.npy` file (a sample of a model
-            with one input), a folder of such files (in the order of their names), or an iterable of dicts.
+            with one input), an image, a recording, a text (a sample a line), a folder of such files (of
+            one kind; in the order of their names), or an iterable of dicts.
         specs: the model's inputs.
+        attachments: files of the artifact, by name: the tokenizer or preprocessor of its inputs.
 
     Raises:
-        CalibrationError: a file is missing (CALIB_MISSING), is no array file (CALIB_FORMAT), or a folder
-            holds none (CALIB_EMPTY).
+        CalibrationError: a file is missing (CALIB_MISSING), cannot be read as what its name says
+            (CALIB_FORMAT), or a folder holds none (CALIB_EMPTY); the model takes no such thing, or the
+            artifact lacks the file that says how (CALIB_PROCESSOR).
+        MissingDependencyError: the package that reads such files is not installed.
     """
     if isinstance(source, str | Path):
-        for path in _files(Path(source)):
-            yield _read(path, specs)
+        yield from _of_files(sample_files(Path(source)), specs, attachments or {})
         return
     for number, sample in enumerate(source):
         if not isinstance(sample, Mapping):
@@ -47,6 +114,15 @@ def read_samples(
                 code="CALIB_FORMAT",
             )
         yield {name: np.asarray(array) for name, array in sample.items()}
+
+
+def _of_files(
+    paths: Sequence[Path], specs: Sequence[TensorSpec], attachments: Attachments
+) -> Iterator[Feeds]:
+    reader = reader_for(paths[0], specs, attachments)
+    for path in paths:
+        for sample in reader.read(path):
+            yield Sample(sample, str(path))
 
 
 def random_samples(manifest: Manifest, *, count: int = 16, seed: int = 0) -> list[Feeds]:
@@ -80,20 +156,21 @@ def check_sample(
             CALIB_NONFINITE, naming the sample's number (from 0) and the input.
     """
     known = {spec.name for spec in specs}
+    where = sample_label(number, sample)
     if unknown := sorted(sample.keys() - known) if specs else []:
-        raise _error(number, unknown[0], "is not an input of the model", "CALIB_UNKNOWN")
+        raise _error(where, unknown[0], "is not an input of the model", "CALIB_UNKNOWN")
     sizes: dict[str, int] = {}
     for spec in specs:
         if spec.name not in sample:
-            raise _error(number, spec.name, "is missing", "CALIB_MISSING")
-        _check_array(number, spec, np.asarray(sample[spec.name]), sizes, dims or {})
+            raise _error(where, spec.name, "is missing", "CALIB_MISSING")
+        _check_array(where, spec, np.asarray(sample[spec.name]), sizes, dims or {})
     for name, array in sample.items():
         if np.asarray(array).dtype.kind in "fc" and not np.isfinite(array).all():
-            raise _error(number, name, "holds NaN or infinity", "CALIB_NONFINITE")
+            raise _error(where, name, "holds NaN or infinity", "CALIB_NONFINITE")
 
 
 def _check_array(
-    number: int,
+    where: str,
     spec: TensorSpec,
     array: npt.NDArray[np.generic],
     sizes: dict[str, int],
@@ -102,15 +179,15 @@ def _check_array(
     wanted = dtype_of(spec.dtype)
     if array.dtype != wanted:
         why = f"has dtype {array.dtype}, the model wants {wanted}"
-        raise _error(number, spec.name, why, "CALIB_DTYPE")
+        raise _error(where, spec.name, why, "CALIB_DTYPE")
     if not array.size and not _may_be_empty(array.shape, spec, dims):
-        raise _error(number, spec.name, f"is empty, shape {list(array.shape)}", "CALIB_EMPTY")
+        raise _error(where, spec.name, f"is empty, shape {list(array.shape)}", "CALIB_EMPTY")
     if spec.shape is not None and not _fits(array.shape, spec, sizes):
         shown = ", ".join("?" if dim is None else str(dim) for dim in spec.shape)
         why = f"has shape {list(array.shape)}, the model wants [{shown}]"
         also = [f"{dim} = {sizes[dim]}" for dim in spec.shape if isinstance(dim, str) and dim in sizes]
         why += f" with {', '.join(also)}" if also and len(array.shape) == len(spec.shape) else ""
-        raise _error(number, spec.name, why, "CALIB_SHAPE")
+        raise _error(where, spec.name, why, "CALIB_SHAPE")
 
 
 def _may_be_empty(shape: tuple[int, ...], spec: TensorSpec, dims: Mapping[str, DimRange]) -> bool:
@@ -133,53 +210,9 @@ def _fits(shape: tuple[int, ...], spec: TensorSpec, sizes: dict[str, int]) -> bo
     return True
 
 
-def _error(number: int, name: str, why: str, code: str) -> CalibrationError:
+def _error(where: str, name: str, why: str, code: str) -> CalibrationError:
     return CalibrationError(
-        f"Input {name!r} of calibration sample {number} {why}.",
+        f"Input {name!r} of {where} {why}.",
         "Give each sample one array for each input, with the model's dtype and shape.",
         code=code,
-    )
-
-
-def _files(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.suffix in (".npz", ".npy"))
-        if not found:
-            raise CalibrationError(
-                f"Folder {path} holds no .npz or .npy file.",
-                "Save each sample with numpy.savez, one array for each input.",
-                code="CALIB_EMPTY",
-            )
-        return found
-    if not path.is_file():
-        raise CalibrationError(
-            f"There are no calibration samples at {path}.",
-            "Give a .npz file or a folder of them.",
-            code="CALIB_MISSING",
-        )
-    return [path]
-
-
-def _read(path: Path, specs: Sequence[TensorSpec]) -> Feeds:
-    try:
-        with path.open("rb") as stream:  # np.load leaves a broken archive open
-            loaded = np.load(stream, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {_only_input(path, specs): loaded}
-            return {name: loaded[name] for name in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise CalibrationError(
-            f"{path} cannot be read as numpy arrays: {error}.",
-            "Save it with numpy.savez, without object arrays.",
-            code="CALIB_FORMAT",
-        ) from error
-
-
-def _only_input(path: Path, specs: Sequence[TensorSpec]) -> str:
-    if len(specs) == 1:
-        return specs[0].name
-    raise CalibrationError(
-        f"{path} holds one array without a name; the model has {len(specs)} inputs.",
-        "Save a .npz file with an array for each input.",
-        code="CALIB_MISSING",
     )

@@ -20,9 +20,10 @@ FORBIDDEN = {
 }  # fmt: skip
 # The spine imports none of the other parts; what orchestrates them lives in core/ too and may.
 ORCHESTRATION = {
-    "api", "bisecting", "calibrating", "checking", "explaining", "exporting", "inspection", "keeping",
-    "lending", "loading", "minimal", "numbering", "pairing", "region_check", "regions", "rules",
-    "side_by_side", "sources", "staging", "testing", "upgrading", "workbench", "__init__",
+    "api", "bisecting", "calibrating", "calibration", "calibration_data", "checking", "explaining",
+    "exporting", "inspection", "keeping", "lending", "loading", "minimal", "numbering", "pairing",
+    "region_check", "regions", "rules", "side_by_side", "sources", "staging", "testing", "upgrading",
+    "workbench", "__init__",
 }  # fmt: skip
 
 
