@@ -20,17 +20,18 @@ _DTYPES: Final = (ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.INT32, ir.D
 @final
 @dataclasses.dataclass(frozen=True)
 class _Clamp:
-    """min(max(x, low), high); None: no bound. Here low <= high."""
+    """min(max(x, low), high), with low <= high.
+
+    A Clip without a bound stops at the last finite number, also what is infinite; Max and Min do not.
+    """
 
     x: ir.Value
-    low: np.ndarray | None
-    high: np.ndarray | None
+    low: np.ndarray
+    high: np.ndarray
 
-    def of(self, bound: np.ndarray | None) -> np.ndarray | None:
+    def of(self, bound: np.ndarray) -> np.ndarray:
         """Where a bound of what is clamped ends up."""
-        if bound is not None and self.low is not None:
-            bound = np.maximum(bound, self.low)
-        return bound if bound is None or self.high is None else np.minimum(bound, self.high)
+        return np.asarray(np.minimum(np.maximum(bound, self.low), self.high))
 
 
 def merge_clamps(node: ir.Node, round_: Round) -> None:
@@ -42,37 +43,39 @@ def merge_clamps(node: ir.Node, round_: Round) -> None:
     inner = _clamp(before, round_) if feeds_only(before, node) and before.graph is node.graph else None
     if inner is None or round_.shapes.opset(node) < _FIRST_OPSET:
         return
-    if round_.shapes[inner.x].dtype not in _DTYPES:  # for which runtimes have a Clip
-        return
     low, high = outer.of(inner.low), outer.of(inner.high)
-    low, high = outer.low if low is None else low, outer.high if high is None else high
-    if not round_.context.permit(node):
+    bounds = [
+        None if bound == last else bound for bound, last in zip((low, high), _finite(low.dtype), strict=True)
+    ]
+    if bounds == [None, None] or not round_.context.permit(node):
         return
     name = node.outputs[0].name
-    bounds = [
+    inputs = [
         None if bound is None else round_.editor.constant(node, f"{name}_{which}", bound)
-        for which, bound in (("low", low), ("high", high))
+        for which, bound in zip(("low", "high"), bounds, strict=True)
     ]
-    while bounds[-1] is None:
-        bounds.pop()
-    round_.renew(node, "Clip", [inner.x, *bounds])
+    while inputs[-1] is None:
+        inputs.pop()
+    round_.renew(node, "Clip", [inner.x, *inputs])
 
 
 def _clamp(node: ir.Node, round_: Round) -> _Clamp | None:
     if node.op_type in ("Max", "Min"):
         return _one_sided(node, round_)
     x, dtype = node.inputs[0], round_.shapes[node.inputs[0]].dtype
-    if x is None or dtype is None:
+    if x is None or dtype not in _DTYPES:  # of others runtimes have no Clip
         return None
     if node.op_type == "Relu":
-        return _Clamp(x, np.zeros((), dtype.numpy()), None)
+        return _Clamp(x, np.zeros((), dtype.numpy()), _last(dtype.numpy())[1])
     given = [*node.inputs[1:], None, None][:2]
     bounds = [None if value is None else constant_of(value, max_bytes=16) for value in given]
     if any(value is not None and (b is None or b.size != 1) for value, b in zip(given, bounds, strict=True)):
         return None
     if {"min", "max"} & node.attributes.keys() or bounds == [None, None]:
         return None
-    return _ordered(x, *(None if bound is None else bound.reshape(()) for bound in bounds))
+    finite = _finite(dtype.numpy())
+    low, high = (last if b is None else b.reshape(()) for b, last in zip(bounds, finite, strict=True))
+    return _ordered(x, low, high)
 
 
 def _one_sided(node: ir.Node, round_: Round) -> _Clamp | None:
@@ -85,13 +88,22 @@ def _one_sided(node: ir.Node, round_: Round) -> _Clamp | None:
         before, after = round_.shapes[x].shape, round_.shapes[node.outputs[0]].shape
         if before is None or before != after:
             return None
-        only = bound.reshape(())
-        return _ordered(x, only, None) if node.op_type == "Max" else _ordered(x, None, only)
+        if round_.shapes[x].dtype not in _DTYPES:
+            return None
+        only, (first, last) = bound.reshape(()), _last(bound.dtype)
+        return _ordered(x, only, last) if node.op_type == "Max" else _ordered(x, first, only)
     return None
 
 
-def _ordered(x: ir.Value, low: np.ndarray | None, high: np.ndarray | None) -> _Clamp | None:
-    numbers = [bound for bound in (low, high) if bound is not None]
-    if any(bound.dtype.kind not in "fiu" or bound != bound for bound in numbers):  # not NaN
-        return None
-    return None if low is not None and high is not None and low > high else _Clamp(x, low, high)
+def _ordered(x: ir.Value, low: np.ndarray, high: np.ndarray) -> _Clamp | None:
+    return _Clamp(x, low, high) if low <= high else None  # not where one is NaN
+
+
+def _last(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest and the largest number."""
+    return (np.array(-np.inf, dtype), np.array(np.inf, dtype)) if dtype.kind == "f" else _finite(dtype)
+
+
+def _finite(dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return np.array(info.min, dtype), np.array(info.max, dtype)

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from burnish.model import to_bytes
 from burnish.passes.base import Context
 from burnish.passes.cleanup.simplify_arithmetic import SimplifyArithmetic
+from burnish.runtime.reference import Reference
 from burnish.testing import check_pass, parse
 
 NUMBERS = {
@@ -83,6 +85,29 @@ def test_bounds_in_a_row(nodes: str) -> None:
     check_pass(
         SimplifyArithmetic(), graph(f"{nodes}  y = Neg (b)"), ["Clip", "Neg"], count=1, weights=used(nodes)
     )
+
+
+@pytest.mark.parametrize("kind", ["float", "double", "int32"])
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "a = Min (x, six)  b = Min (a, two)",
+        "a = Max (minus, x)  b = Max (a, zero)",
+        "a = Relu (x)  b = Max (a, two)",
+        "a = Min (x, six)  b = Clip (a, , two)",
+        "a = Clip (x, , six)  b = Min (a, two)",
+        "a = Clip (x, zero)  b = Max (a, two)",
+    ],
+)
+def test_what_is_infinite_ends_where_it_did(nodes: str, kind: str) -> None:
+    dtype = np.dtype("float32" if kind == "float" else kind)
+    weights = {name: array.astype(dtype) for name, array in used(nodes).items()}
+    model = parse(graph(f"{nodes}  y = Neg (b)", kind), weights=weights)
+    extremes = [-np.inf, np.inf, np.nan, 1] if dtype.kind == "f" else [-(2**31) + 1, 2**31 - 1, 0, 1]
+    feeds = {"x": np.array([extremes], dtype), "z": np.zeros((1, 4), dtype)}
+    before = Reference(to_bytes(model))(feeds)["y"]
+    assert SimplifyArithmetic().rewrite(model, Context()) == 1
+    np.testing.assert_array_equal(Reference(to_bytes(model))(feeds)["y"], before)
 
 
 @pytest.mark.parametrize(
