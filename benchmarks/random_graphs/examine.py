@@ -155,8 +155,11 @@ def examine_regions(
     fitting = [(dict(case.sizes), case.feeds) for case in subject.cases]
     for pass_ in passes if fitting else ():
         before = copy_model(model)
-        if not pass_.rewrite(model, Context(target=target)):
-            continue
+        try:
+            if not pass_.rewrite(model, Context(target=target)):
+                continue
+        except Exception as error:  # noqa: BLE001 - as in `examine`
+            return changed, compared, Failure("exception", f"{pass_}: {type(error).__name__}: {error}"[:400])
         changed += 1
         verdict = compare_regions(before, model, fitting, pass_.numerics.tolerance)
         if verdict is None:

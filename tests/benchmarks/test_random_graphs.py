@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from burnish.benchmarks.random_graphs import campaign
 from burnish.benchmarks.random_graphs.__main__ import main
 from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe
-from burnish.benchmarks.random_graphs.examine import Subject, examine
+from burnish.benchmarks.random_graphs.examine import Subject, examine, examine_regions
 from burnish.benchmarks.random_graphs.generate import SIZES, generate
 from burnish.benchmarks.random_graphs.oracles import cases, evaluator, onnxruntime
 from burnish.benchmarks.random_graphs.relations import insert
@@ -42,6 +42,11 @@ class Wrong(Pass):
             context.permit(node)
             node.op_type = self.new
         return len(nodes)
+
+
+class Raises(Wrong):
+    def rewrite(self, model: ir.Model, context: Context) -> int:
+        raise ZeroDivisionError
 
 
 TEXT = """
@@ -133,10 +138,6 @@ def test_an_invalid_model_and_an_exception_are_failures() -> None:
         found = examine(subject(to_bytes(parse(TEXT))), [pass_], TARGETS["cpu"])
         return "" if found is None else found.kind
 
-    class Raises(Wrong):
-        def rewrite(self, model: ir.Model, context: Context) -> int:
-            raise ZeroDivisionError
-
     class Doubles(Wrong):
         def rewrite(self, model: ir.Model, context: Context) -> int:
             model.doc_string = f"{model.doc_string}again"
@@ -145,6 +146,13 @@ def test_an_invalid_model_and_an_exception_are_failures() -> None:
     assert kind(Wrong("Tanh", "NoSuchOp")) == "invalid"
     assert kind(Raises()) == "exception"
     assert kind(Doubles()) == "twice"
+
+
+def test_an_exception_where_changes_are_compared_is_a_failure_too() -> None:
+    changed, compared, found = examine_regions(subject(to_bytes(parse(TEXT))), [Raises()], TARGETS["cpu"])
+    assert (changed, compared) == (0, 0)
+    assert found is not None
+    assert found.kind == "exception"
 
 
 def test_two_oracles_that_differ_judge_nothing() -> None:
