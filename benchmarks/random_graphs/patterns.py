@@ -233,17 +233,21 @@ def _masked(p: Plan, scores: Known) -> Known:
 
 
 def pooled(p: Plan, x: Known) -> Known:
-    """The first row of a residual block, all that is read of it."""
+    """The first row of a residual block, or of some columns of it: all that is read of it."""
     w = p.w
     rows = attention(p, x) if w.chance(0.5) else w.matmul(x, w.weight(WIDTH, WIDTH))
     block = w.unary("Relu", p.either("Add", rows, x))
     if p.near == "axis":
         block = w.unary("Softmax", block, axis=1)
+    width = WIDTH
+    if w.chance(0.3):
+        width = WIDTH // 2
+        block = w.make("Slice", [block, w.ints(0), w.ints(width), w.ints(2)], (*x.dims[:2], width))
     if isinstance(x.dims[1], int) and x.dims[1] and w.chance(0.4):
-        return w.make("Gather", [block, w.constant(0, np.int64)], (x.dims[0], WIDTH), axis=1)
+        return w.make("Gather", [block, w.constant(0, np.int64)], (x.dims[0], width), axis=1)
     start, end = w.choose(((0, 1), (-1, _MOST)))
     first = x.dims[1] if isinstance(x.dims[1], str) else min(1, x.dims[1])
-    dims = (x.dims[0], f"first({first})" if isinstance(first, str) else first, WIDTH)
+    dims = (x.dims[0], f"first({first})" if isinstance(first, str) else first, width)
     return w.make("Slice", [block, w.ints(start), w.ints(end), w.ints(1)], dims)
 
 

@@ -62,13 +62,17 @@ def _narrow(round_: Round) -> None:
         return
     steps = _Planner(round_, seeds).steps(graph)
     _trim(steps)
-    before, writer = len(round_.context.rewrites), None
+    written: list[_Step] = []
+    writer = None
     for group in _groups(steps):
         if not _is_worth_it(group) or not round_.context.permit(group[-1].place.node):
             continue
         writer = writer or RowWriter(round_, NarrowRows.name)
         writer.write([(step.place, step.move, step.rows) for step in group], seeds)
-    if before == len(round_.context.rewrites):
+        written += group
+    if any(step.rows.is_computed for step in written):
+        graph.sort()  # an index may be computed after what is narrowed by it
+    if not written:
         _tell(seeds, round_)
 
 

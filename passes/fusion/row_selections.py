@@ -42,6 +42,11 @@ class Rows:
     each: ir.Value | None = None
     """One computed index for each element of axis 0: int64 [batch, 1]. The rows are along axis 1."""
 
+    @property
+    def is_computed(self) -> bool:
+        """True when which rows is known only when the model runs."""
+        return self.index is not None or self.each is not None
+
 
 @final
 @dataclasses.dataclass(frozen=True)

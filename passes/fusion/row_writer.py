@@ -11,6 +11,7 @@ import onnx_ir as ir
 from burnish.passes.base import tensor_of
 from burnish.passes.cleanup.remove_expand import as_ir_shape
 from burnish.passes.cleanup.reshape_target import constant_target
+from burnish.passes.dims import Dim
 from burnish.passes.editing import Round
 from burnish.passes.fusion.row_rules import Move, Place, packed_widths
 from burnish.passes.fusion.row_selections import Rows, Selection, Selector, narrowed
@@ -43,14 +44,12 @@ class RowWriter:
         selector = Selector(self._round, self._stamp)
         for place, way, rows in group:
             self._write(place, way, rows, made, selector)
+        written = {place.node for place, _, _ in group}  # a selection along another axis is among them
         for place, _, rows in group:
             for old in place.node.outputs:
-                for node in list(old.consumers()):
-                    if node in seeds:
-                        selector.reread(seeds[node], made[old, place.axis, rows], rows)
+                for node in [user for user in old.consumers() if user in seeds and user not in written]:
+                    selector.reread(seeds[node], made[old, place.axis, rows], rows)
         self._editor.sweep([value for place, _, _ in reversed(group) for value in place.node.outputs])
-        if any(rows.index is not None or rows.each is not None for _, _, rows in group):
-            self._round.model.graph.sort()  # an index may be computed after what is narrowed by it
 
     def _write(
         self, place: Place, way: Move, rows: Rows, made: dict[_Key, ir.Value], selector: Selector
@@ -64,7 +63,7 @@ class RowWriter:
                 made[value, axis, rows] = selector.select(value, axis, rows, node)
             inputs[index] = made[value, axis, rows]
         new = self._unpacked(place, inputs) if way.whole else [self._copy(place, way, rows, inputs)]
-        for old, result in zip(node.outputs, new[-1].outputs, strict=True):
+        for old, result in zip(node.outputs, new[-1].outputs, strict=not way.whole):
             self._describe(old, result, place.axis, rows)
             made[old, place.axis, rows] = result
         self._insert(node, new)
@@ -114,9 +113,9 @@ class RowWriter:
 
     def _product(self, place: Place, x: ir.Value | None, weight: ir.Value, name: str, width: int) -> ir.Node:
         node = ir.node("MatMul", [x, weight])
-        result, like = node.outputs[0], None if x is None else x.shape
+        result, like = node.outputs[0], self._round.shapes[x].shape
         result.name, result.type = self._editor.fresh(name), _type(weight, place.call.input(1).dtype)
-        result.shape = None if like is None else ir.Shape([*like[:2], width])
+        result.shape = None if like is None else as_ir_shape((*like[:2], Dim.of(width)))
         return node
 
     def _columns(self, weight: ir.Value | None, name: str, first: int, width: int) -> ir.Value:

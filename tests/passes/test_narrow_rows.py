@@ -35,6 +35,7 @@ WEIGHTS = {
     "end": np.array([2**63 - 1]),
     "axis1": np.array([1]),
     "axis2": np.array([2]),
+    "columns": np.array([3, 5]),
     "heads": np.array([0, 0, 2, 8]),
     "merged": np.array([0, 0, 16]),
 }
@@ -160,6 +161,19 @@ def test_rows_that_differ_in_the_batch_stay_behind_what_moves_it() -> None:
     narrow(nodes, None, x=f"{X}, float[batch, seq] ids")
 
 
+COLUMNS = {
+    "several": ("g = Gather <axis = 2> (p, columns)", "float[batch, 2] y"),
+    "the same index": ("g = Gather <axis = 2> (p, row)", "float[batch, 1] y"),
+    "a slice": ("g = Slice (p, n0, n4, axis2)", "float[batch, 4] y"),
+}
+
+
+@pytest.mark.parametrize(("node", "y"), COLUMNS.values(), ids=COLUMNS)
+def test_a_selection_of_columns_is_narrowed_itself(node: str, y: str) -> None:
+    nodes = f"p = MatMul (x, w)  {node}  y = Gather <axis = 1> (g, first)"
+    narrow(nodes, ["Gather", "MatMul", node.split()[2], "Gather"], y=y)
+
+
 ATTENTION = (
     "r = Reshape (x, heads)  t = Transpose <perm = [0, 2, 1, 3]> (r)  k = Transpose <perm = [0, 1, 3, 2]> (t)"
     "  q = MatMul (t, k)  s = Softmax (q)  o = MatMul (s, t)  u = Transpose <perm = [0, 2, 1, 3]> (o)"
@@ -218,6 +232,10 @@ def test_packed_attention_is_taken_apart(mask: str, x: str) -> None:
 
 def test_parts_of_the_weight_have_their_own_sizes() -> None:
     narrow(attention(", qkv_hidden_sizes = [16, 16, 16], scale = 0.2"), TAKEN_APART)
+
+
+def test_an_output_that_nothing_reads_is_no_hindrance() -> None:
+    narrow(attention().replace("o = com", "o, present = com"), TAKEN_APART)
 
 
 def test_without_a_kernel_attention_stays() -> None:
@@ -307,6 +325,21 @@ def test_two_towers_are_two_rewrites() -> None:
     nodes = f"p = MatMul (x, w)  {FIRST}  q = MatMul (v, w)  z = Gather <axis = 1> (q, first)"
     x, y = f"{X}, float[batch, seq, 16] v", "float[batch, 16] y, float[batch, 16] z"
     narrow(nodes, ["Gather", "MatMul", "Gather"] * 2, count=2, x=x, y=y)
+
+
+EMPTY = {"no batch": (0, 4), "no rows": (2, 0), "one row": (2, 1)}
+
+
+@pytest.mark.parametrize(("batch", "rows"), EMPTY.values(), ids=EMPTY)
+def test_sizes_at_the_edge(batch: int, rows: int) -> None:
+    nodes = f"o = {PACKED.format('', '')}  p = MatMul (o, w)  y = Slice (p, n0, n1, axis1)"
+    model = parse(graph(nodes, y="float[batch, m, 16] y"), weights=WEIGHTS)
+    feeds = {"x": _RANDOM.standard_normal((batch, rows, 16), np.float32)}
+    before = Reference(to_bytes(model))(feeds)["y"]
+    assert NarrowRows().rewrite(model, Context()) == 1
+    after = Reference(to_bytes(model))(feeds)["y"]
+    assert after.shape == before.shape
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("index", ["first", "last"])
