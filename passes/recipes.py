@@ -19,10 +19,10 @@ _FUSE: Final = (
     "unflatten-linear,split-stacked,fold-into-conv,fold-batch-norm,fuse-gelu,fuse-hard-swish,"
     "fuse-layer-norm,fuse-rms-norm,lower-kv-cache,fuse-rotary,fuse-attention,pack-attention,fuse-repeat,"
     "fuse-skip-norm,fuse-bias-gelu,fuse-dynamic-quantize,fuse-group-norm,lower-group-norm,remove-guards,"
-    "merge-transposes,merge-constants,merge-slices,narrow-rows"
+    "narrow-rows,merge-transposes,merge-constants,merge-slices"
 )
-"""Caches are lowered first: their layers are then no attentions for others to fuse. Transposes, constants
-and slices are merged, and rows are left out, last: when what they are part of has been recognised."""
+"""Caches are lowered first: their layers are then no attentions for others to fuse. Rows are left out,
+and transposes, constants and slices merged, last: when what they are part of has been recognised."""
 _LAST: Final = "fuse-conv-activation,fuse-matmul"
 """What quantisation would not know any more."""
 

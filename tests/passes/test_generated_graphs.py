@@ -17,7 +17,7 @@ def assert_right(tally: Tally, graphs: int) -> None:
     assert counts["graphs"] == graphs
     assert counts["runs nowhere"] <= 0.02 * graphs
     assert counts["cases"] >= 3.5 * graphs
-    assert counts["judged_twice"] >= 0.95 * counts["cases"]
+    assert counts["judged_twice"] >= 0.9 * counts["cases"]  # not a Softmax of opsets 11 and 12
     assert counts["compared at changes"] >= 0.8 * counts["changes by passes"] > graphs / 2
     assert tally.notes["a kernel takes no empty batch or sequence"] <= 0.1 * graphs
     other = sum(count for note, count in tally.notes.items() if note.startswith("another order"))
