@@ -13,6 +13,7 @@ from burnish.passes.editing import Round
 from burnish.passes.fusion.row_rules import COSTLY, WORTH_WHILE, Move, Place, keeps_batch, move
 from burnish.passes.fusion.row_selections import Rows, Selection, are_few, selection, union
 from burnish.passes.fusion.row_writer import RowWriter
+from burnish.passes.shapes import Shape
 
 _SELECTIONS: Final = frozenset({"Gather", "GatherND", "Slice"})
 
@@ -89,8 +90,15 @@ def _tell(seeds: Mapping[ir.Node, Selection], round_: Round) -> None:
             round_.context.miss(node, "what it reads from is an output of the model")
         elif any(user not in seeds for user in value.consumers()):
             round_.context.miss(node, "what it reads from is read as a whole too")
+        elif _differ([seeds[user] for user in value.consumers()], size):
+            round_.context.miss(node, "other parts of what it reads from are read too")
         else:
             round_.context.miss(node, f"it cannot be moved before the {maker.op_type}")
+
+
+def _differ(selections: Sequence[Selection], shape: Shape) -> bool:
+    axes = {each.axis for each in selections}
+    return len(axes) > 1 or union(selections, shape[axes.pop()]) is None
 
 
 def _seeds(graph: ir.Graph, round_: Round) -> dict[ir.Node, Selection]:
