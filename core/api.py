@@ -61,7 +61,8 @@ def optimize(
         output: where to write it: an `.onnx` file or a folder.
         return_receipts: return `(model, receipts)` instead of the model alone.
         options: `measured` (False: nothing is timed, the cost table alone says what is slower), `typical`
-            (sizes of dynamic dims to measure at), `seed`, `progress`; see `burnish.workbench.Workbench`.
+            (sizes of dynamic dims to measure at), `threads` (of the session that the result will run in; what
+            is fastest depends on it), `seed`, `progress`; see `burnish.workbench.Workbench`.
             `explain`: called with a `burnish.explaining.Explanation`, of what was fused and what not.
 
     Returns:
@@ -192,6 +193,7 @@ def _rewrite(
     progress: Progress | None = None,
     explain: Callable[[Explanation], object] | None = None,
     seed: int = 0,
+    threads: int | None = None,
 ) -> Any:
     need_output(given, output)
     source = open_source(given)
@@ -199,7 +201,7 @@ def _rewrite(
     with given_data(data, source, seed) as samples:
         bench = Workbench(
             source.manifest, target, samples=samples.first, data=samples.every, typical=typical,
-            calibration=calibration, progress=progress, seed=seed,
+            calibration=calibration, progress=progress, seed=seed, threads=threads,
         )  # fmt: skip
         checker = DifferentialChecker(source.manifest, samples=samples.first, seed=seed, by_region=True)
         outcome = run_recipe(

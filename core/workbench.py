@@ -42,6 +42,8 @@ class Workbench:
         calibration: how ranges are found.
         progress: told of calibration batches.
         seed: of random inputs, where there are no samples.
+        threads: intra-op threads that the result will run with, and speeds are compared at; None: what this
+            machine allows.
 
     Raises:
         InputError: `typical` names a dim that no input has (DIM_UNKNOWN).
@@ -58,6 +60,7 @@ class Workbench:
         calibration: Calibration | None = None,
         progress: Progress | None = None,
         seed: int = 0,
+        threads: int | None = None,
     ) -> None:
         self._interface = interface
         self._target = target
@@ -68,6 +71,7 @@ class Workbench:
         self._calibration = calibration
         self._progress = progress
         self._seed = seed
+        self._threads = threads
         self._ratios: dict[tuple[bytes, ...], Ratio] = {}
 
     def context(self, *, measured: bool) -> Context:
@@ -91,7 +95,7 @@ class Workbench:
         sizes = dict(self._sizes)
         if self._samples and not self._as_asked:
             sizes |= sizes_of(self._interface.inputs, self._samples[0])
-        return load_costs(run_here(self._target.name).key, sizes)
+        return load_costs(run_here(self._target.name, self._threads).key, sizes)
 
     @property
     def can_measure(self) -> bool:
@@ -140,7 +144,7 @@ class Workbench:
         key = tuple(sha256(to_bytes(model)).digest() for model in (a, b))
         if key not in self._ratios:
             with model_file(a) as first, model_file(b) as second:
-                self._ratios[key] = compare_speed(first, second, feeds)
+                self._ratios[key] = compare_speed(first, second, feeds, threads=self._threads)
         return self._ratios[key]
 
     def typical_feeds(self) -> Iterator[Mapping[str, np.ndarray]]:

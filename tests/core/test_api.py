@@ -11,6 +11,8 @@ import pytest
 
 import burnish
 from burnish.artifact import Artifact
+from burnish.calibrating import run_here
+from burnish.costs import Cost, CostTable, Form, Ratio, own_path, write_table
 from burnish.errors import (
     CalibrationError,
     InputError,
@@ -21,6 +23,7 @@ from burnish.errors import (
     TargetError,
 )
 from burnish.model import node_count, signature, to_bytes
+from burnish.runtime import timing
 from burnish.testing import parse, text_of
 
 Feeds = Callable[[int], list[dict[str, np.ndarray]]]
@@ -283,3 +286,41 @@ def test_inputs_without_names(encoder_path: Path) -> None:
     with pytest.raises(Exception, match="without names") as caught:
         burnish.load(encoder_path)(np.zeros(3))
     assert caught.value.code == "INPUT_UNKNOWN"  # type: ignore[attr-defined]
+
+
+SKIP = """
+    g (float[B, S, 64] x, float[B, S, 64] s) => (float[B, S, 64] y)
+    { y = com.microsoft.SkipLayerNormalization (x, s, k, b) }
+"""
+NORM = {"k": np.ones(64, np.float32), "b": np.zeros(64, np.float32)}
+
+
+def test_the_cost_table_for_the_threads_of_the_result_decides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BURNISH_CACHE", str(tmp_path))
+    op = "com.microsoft::SkipLayerNormalization"
+    form = Form(op, "Sum+LayerNormalization", "shift", "float32", (256, 64))
+    runs = [
+        msgspec.structs.replace(run_here("cpu", threads), costs=(Cost(form, Ratio(ratio, ratio, ratio)),))
+        for threads, ratio in ((1, 2.0), (2, 0.5))
+    ]
+    write_table(own_path(), CostTable(tuple(runs)))
+    left = [
+        [node.op_type for node in burnish.optimize(parse(SKIP, weights=NORM), threads=threads, **FAST).graph]
+        for threads in (1, 2)
+    ]
+    assert left == [["Add", "LayerNormalization"], ["SkipLayerNormalization"]]
+
+
+def test_speeds_are_compared_at_the_threads_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def compare_speed(*_: object, threads: int | None) -> Ratio:
+        seen.append(threads)
+        return Ratio(0.5, 0.4, 0.6)
+
+    monkeypatch.setattr(timing, "compare_speed", compare_speed)
+    for threads in (1, None):
+        burnish.optimize(parse(SKIP, weights=NORM), threads=threads)
+    assert seen == [1, None]
