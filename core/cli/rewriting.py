@@ -27,8 +27,8 @@ REWRITE_OPTIONS: Final[tuple[Decorator, ...]] = (
     click.option("--measured/--no-measured", default=True,
                  help="Time what the cost table does not decide, or go by the table alone."),
     click.option("--threads", type=click.IntRange(min=1),
-                 help="Intra-op threads that the result will run with, and is measured at.  [default: physical "
-                 "cores within the cgroup's limit]"),
+                 help="Intra-op threads that the result will run with, and is measured at.  "
+                 "[default: physical cores within the cgroup's limit]"),
     click.option("--seed", type=int, default=0, show_default=True, help="Of the random inputs."),
 )  # fmt: skip
 
