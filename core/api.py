@@ -7,16 +7,15 @@ callables, and never lets a model out that was not checked.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
-import numpy as np
 import onnx_ir as ir
 
 from burnish.byte_sizes import parse_bytes
-from burnish.calibration_data import given_data
+from burnish.calibration_data import Samples, given_data
 from burnish.checking import DifferentialChecker, executed
 from burnish.errors import CalibrationError, MismatchError, RecipeError, TargetError, nearest
 from burnish.explaining import Explanation
@@ -36,9 +35,6 @@ from burnish.workbench import Workbench
 
 if TYPE_CHECKING:
     from burnish.calibration import Calibration
-
-Samples = Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]
-"""Feeds by input name (a list, or an iterator); or a path of files of samples; or `random`."""
 
 
 def optimize(

@@ -22,7 +22,8 @@ from burnish.runtime.samples import Dataset, check_sample, open_dataset, random_
 from burnish.runtime.spool import spooled
 from burnish.sources import Source
 
-Samples: TypeAlias = "Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]"
+Samples: TypeAlias = Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str]
+"""Feeds by input name (a list, or an iterator); or a path of files of samples; or `random`."""
 
 _RANDOM_SAMPLES: Final = 16
 _HELD: Final = 8  # samples on which lossy steps are judged
@@ -65,9 +66,7 @@ def given_data(data: Samples | None, source: Source, seed: int) -> Iterator[Give
 
 
 @contextlib.contextmanager
-def _dataset(
-    data: Iterable[Mapping[str, np.ndarray]] | str | os.PathLike[str], source: Source
-) -> Iterator[Dataset]:
+def _dataset(data: Samples, source: Source) -> Iterator[Dataset]:
     where = Path(data) if isinstance(data, (str, os.PathLike)) else data
     dataset = open_dataset(where, source.manifest.inputs, source.attachments)
     if not isinstance(where, Iterator):

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from burnish.errors import CalibrationError
 from burnish.manifest import DimRange, TensorSpec
-from burnish.runtime import memory
+from burnish.runtime import machine, memory
 from burnish.runtime.calibrators import PERCENT, Calibrator, need_method, new_calibrator
 from burnish.runtime.checkpoints import Checkpoint, Progress
 from burnish.runtime.groups import Feeds, Group, Groups, Sizes
@@ -77,7 +77,7 @@ def calibrate(
         ModelError: the model does not load or run.
     """
     need_method(method, percent)
-    memory.reset_peak()
+    machine.reset_peak()
     run = _Run(
         _opened_once(model, threads) if isinstance(model, bytes) or not callable(model) else model,
         {name: new_calibrator(method, percent=percent, gains=(gains or {}).get(name)) for name in names},
@@ -110,7 +110,6 @@ class _Run:
         self._data = hashlib.sha256()
         self._fresh = {name: each.state() for name, each in found.items()}
 
-    @property
     def progress(self) -> Progress:
         """As a checkpoint keeps it."""
         states = {name: each.state() for name, each in self.found.items()}

@@ -9,7 +9,7 @@ import json
 import logging
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
@@ -78,14 +78,19 @@ class Checkpoint:
         """Say that the file is of no use; the calibration starts at the first sample."""
         LOG.warning("The checkpoint %s is ignored: %s.", self.path, why)
 
-    def save(self, progress: Progress, *, now: bool = False) -> None:
-        """Write, if it is time to (or `now`); where that fails it is logged, and the work goes on."""
+    def save(self, progress: Callable[[], Progress], *, now: bool = False) -> None:
+        """Write, if it is time to (or `now`); where that fails it is logged, and the work goes on.
+
+        Args:
+            progress: puts together what is written; not called when it is not time to.
+            now: write at any time.
+        """
         if not now and time.monotonic() < self._next:
             return
         started = time.monotonic()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(self.path, _encode(self._key, progress))
+            write_file(self.path, _encode(self._key, progress()))
         except (OSError, OutputError) as error:
             LOG.warning("No checkpoint is written: %s", str(error).partition("\n")[0])
             self._next = float("inf")

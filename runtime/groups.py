@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from burnish.byte_sizes import show_bytes
 from burnish.errors import CalibrationError
-from burnish.runtime import memory
+from burnish.runtime import machine, memory
 
 Feeds = Mapping[str, npt.NDArray[np.generic]]
 Sizes = Callable[[Feeds], Mapping[str, int]]
@@ -78,7 +78,7 @@ class Groups:
         if not self._largest:
             sizes(feeds)  # a first run maps weights: those are in memory from here on
         memory.give_back()
-        memory.reset_peak()
+        machine.reset_peak()
         before = memory.resident()
         found = sizes(feeds)
         self._beside = max(self._beside, memory.peak() - before)

@@ -1,6 +1,7 @@
 """Small real models that several tests share; everything is seeded."""
 
 import os
+import tempfile
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
@@ -59,6 +60,16 @@ def no_cost_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr("burnish.costs.shipped_path", lambda: nowhere)
         patch.setattr("burnish.costs.own_path", lambda: nowhere)
         yield
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """As `tmp_path`, in memory where that can be: for what needs no real disk, as fsync is slow on one."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

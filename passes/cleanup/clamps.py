@@ -60,11 +60,11 @@ def merge_clamps(node: ir.Node, round_: Round) -> None:
 
 
 def _clamp(node: ir.Node, round_: Round) -> _Clamp | None:
-    if node.op_type in ("Max", "Min"):
-        return _one_sided(node, round_)
-    x, dtype = node.inputs[0], round_.shapes[node.inputs[0]].dtype
+    x, dtype = node.inputs[0], round_.shapes[node.outputs[0]].dtype
     if x is None or dtype not in _DTYPES:  # of others runtimes have no Clip
         return None
+    if node.op_type in ("Max", "Min"):
+        return _one_sided(node, round_)
     if node.op_type == "Relu":
         return _Clamp(x, np.zeros((), dtype.numpy()), _last(dtype.numpy())[1])
     given = [*node.inputs[1:], None, None][:2]
@@ -87,8 +87,6 @@ def _one_sided(node: ir.Node, round_: Round) -> _Clamp | None:
             continue
         before, after = round_.shapes[x].shape, round_.shapes[node.outputs[0]].shape
         if before is None or before != after:
-            return None
-        if round_.shapes[x].dtype not in _DTYPES:
             return None
         only, (first, last) = bound.reshape(()), _last(bound.dtype)
         return _ordered(x, only, last) if node.op_type == "Max" else _ordered(x, first, only)

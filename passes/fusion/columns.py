@@ -32,6 +32,19 @@ def split_columns(value: ir.Value, like: Sequence[ir.Value], widths: Sequence[in
     return split
 
 
+def qkv_widths(node: ir.Node, total: int) -> list[int] | None:
+    """Features of query, key and value in the packed matrix of onnxruntime's Attention.
+
+    Args:
+        node: the Attention; it may name them.
+        total: columns of the matrix; 0: not known. A third is for each where they are not named.
+    """
+    sizes = node.attributes.get_ints("qkv_hidden_sizes", None)
+    if sizes:
+        return list(sizes)
+    return [total // 3] * 3 if total and total % 3 == 0 else None
+
+
 def describe(value: ir.Value, like: ir.Value, width: int, name: str) -> None:
     """Name a new value; it has the type and shape of `like`, but for the size of its last dim."""
     value.name, value.type = name, like.type

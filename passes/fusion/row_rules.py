@@ -13,6 +13,7 @@ from typing import Final, final
 import onnx_ir as ir
 
 from burnish.passes.dims import Dim, product
+from burnish.passes.fusion.columns import qkv_widths
 from burnish.passes.matching import CONTRIB
 from burnish.passes.shape_contents import slice_bounds
 from burnish.passes.shape_rules import transpose_perm
@@ -94,12 +95,17 @@ def _biased(place: Place) -> Move | None:
 
 
 def _broadcast(place: Place) -> Move | None:
+    return _spread(place, range(len(place.node.inputs)))
+
+
+def _spread(place: Place, indices: Iterable[int]) -> Move | None:
+    """The rows of inputs whose axes are counted from the last one; those without the axis are read whole."""
     reads = {}
-    for index in range(len(place.node.inputs)):
+    for index in indices:
         shape = place.call.input(index).shape
-        axis = None if shape is None else place.axis - len(place.shape) + len(shape)
-        if shape is None or axis is None:
+        if shape is None:
             return None
+        axis = place.axis - len(place.shape) + len(shape)
         if axis < 0 or shape[axis].size == 1:
             continue
         if shape[axis] != place.size:
@@ -143,15 +149,7 @@ def _product(place: Place, second: int = 1) -> Move | None:
     if behind == 2:
         axis = len(left) - (1 if attributes.get_int("transA", 0) else 2)
         return _all([0], axis) if place.has(0, axis) else None
-    reads = {}
-    for index, shape in ((0, left), (second, right)):
-        axis = len(shape) - behind
-        if axis < 0 or shape[axis].size == 1:
-            continue
-        if shape[axis] != place.size:
-            return None
-        reads[index] = axis
-    return Move(reads)
+    return _spread(place, (0, second))
 
 
 def _gemm(place: Place) -> Move | None:
@@ -274,11 +272,9 @@ def packed_widths(call: Call) -> list[int] | None:
     value = call.node.inputs[1]
     if value is None or value.is_graph_input() or not value.is_initializer():
         return None
-    sizes, shape = call.node.attributes.get_ints("qkv_hidden_sizes", None), call.input(1).static
-    if shape is None or len(shape) != 2 or (not sizes and shape[1] % 3):
-        return None
-    widths = list(sizes) if sizes else [shape[1] // 3] * 3
-    return widths if len(widths) == 3 and sum(widths) == shape[1] else None
+    shape = call.input(1).static
+    widths = None if shape is None or len(shape) != 2 else qkv_widths(call.node, shape[1])
+    return widths if shape and widths and len(widths) == 3 and sum(widths) == shape[1] else None
 
 
 def _with_mask(place: Place, reads: dict[int, int], mask: int, bias: int) -> Move | None:

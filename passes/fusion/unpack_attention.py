@@ -8,7 +8,7 @@ from typing import ClassVar, Final, final
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass
-from burnish.passes.fusion.columns import describe, split_columns
+from burnish.passes.fusion.columns import describe, qkv_widths, split_columns
 from burnish.passes.matching import CONTRIB, Scope, candidates
 from burnish.passes.shapes import Shapes
 
@@ -83,9 +83,5 @@ def _obstacle(node: ir.Node, shapes: Shapes, context: Context) -> str | None:
 
 def _widths(node: ir.Node, shapes: Shapes) -> list[int] | None:
     """Features of query, key and value in the packed matrix."""
-    sizes = node.attributes.get("qkv_hidden_sizes")
-    if sizes is not None:
-        return list(sizes.as_ints())
     known = [shapes[value].static for value in node.inputs[1:3]]
-    total = next((shape[-1] for shape in known if shape), 0)
-    return [total // 3] * 3 if total and total % 3 == 0 else None
+    return qkv_widths(node, next((shape[-1] for shape in known if shape), 0))

@@ -7,10 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,16 +20,6 @@ from burnish.files import staged_folder, write_file, write_together
 
 OLD, NEW = b"old" * 1000, b"new!" * 100_000
 CALLS = ("open", "write", "fsync", "replace", "rename", "mkdir")
-
-
-@pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that can be: what is shown here does not need a real disk, and fsync is slow on one."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 def names(folder: Path) -> set[str]:
@@ -81,13 +70,13 @@ def litter(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_new_then_replaced(tmp_path: Path, writer: Callable[[Path, bytes], None]) -> None:
-    writer(tmp_path, OLD)
-    assert is_whole(tmp_path, writer)
-    writer(tmp_path, NEW)
-    assert NEW in state(tmp_path).values()
-    assert OLD not in state(tmp_path).values()
-    assert not litter(tmp_path)
+def test_new_then_replaced(memory_path: Path, writer: Callable[[Path, bytes], None]) -> None:
+    writer(memory_path, OLD)
+    assert is_whole(memory_path, writer)
+    writer(memory_path, NEW)
+    assert NEW in state(memory_path).values()
+    assert OLD not in state(memory_path).values()
+    assert not litter(memory_path)
 
 
 class Failing:
@@ -139,7 +128,7 @@ ERRORS: dict[str, tuple[Callable[[object], None], type[BaseException], str]] = {
 @pytest.mark.parametrize("kind", ERRORS)
 @pytest.mark.parametrize("writer", WRITERS)
 def test_every_call_fails_in_turn(
-    tmp_path: Path,
+    memory_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     writer: Callable[[Path, bytes], None],
     kind: str,
@@ -150,7 +139,7 @@ def test_every_call_fails_in_turn(
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda a, b: False)
     for at in range(1, 100):
-        folder = tmp_path / str(at)
+        folder = memory_path / str(at)
         folder.mkdir()
         writer(folder, OLD)
         with monkeypatch.context() as patch:
@@ -173,10 +162,10 @@ def test_every_call_fails_in_turn(
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_failing_first_write_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Callable[[Path, bytes], None]
+    memory_path: Path, monkeypatch: pytest.MonkeyPatch, writer: Callable[[Path, bytes], None]
 ) -> None:
     for at in range(1, 100):
-        folder = tmp_path / str(at)
+        folder = memory_path / str(at)
         folder.mkdir()
         with monkeypatch.context() as patch:
             failing = Failing(patch, at, failing_with(errno.ENOSPC))
@@ -233,14 +222,14 @@ except OutputError as error:
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_real_full_disk(tmp_path: Path, writer: Callable[[Path, bytes], None]) -> None:
+def test_a_real_full_disk(memory_path: Path, writer: Callable[[Path, bytes], None]) -> None:
     """RLIMIT_FSIZE makes the kernel refuse byte 1001 with EFBIG."""
-    writer(tmp_path, OLD)
-    before = state(tmp_path)
-    process = child(LIMITED, tmp_path, writer.__name__)
+    writer(memory_path, OLD)
+    before = state(memory_path)
+    process = child(LIMITED, memory_path, writer.__name__)
     start(process)
     assert finish(process).strip() == "DISK_FULL"
-    assert state(tmp_path) == before
+    assert state(memory_path) == before
 
 
 SLOW = """
@@ -254,16 +243,16 @@ writers.write_file(Path(sys.argv[1]) / "m.onnx", slowly())
 """
 
 
-def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
-    write_one(tmp_path, OLD)
-    process = child(SLOW, tmp_path)
+def test_ctrl_c_in_the_middle(memory_path: Path) -> None:
+    write_one(memory_path, OLD)
+    process = child(SLOW, memory_path)
     start(process)
     assert process.stdout is not None
     assert process.stdout.readline() == "W\n"
-    assert litter(tmp_path), "it is in the middle"
+    assert litter(memory_path), "it is in the middle"
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in finish(process)
-    assert state(tmp_path) == {"m.onnx": OLD}
+    assert state(memory_path) == {"m.onnx": OLD}
 
 
 def forked(run: Callable[[], None]) -> int:
@@ -294,7 +283,7 @@ def assert_survived(folder: Path, writer: Callable[[Path, bytes], None]) -> None
     ("writer", "exchange"), [*((writer, True) for writer in WRITERS), (write_folder, False)]
 )
 def test_kill_9_at_every_call(
-    tmp_path: Path,
+    memory_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     writer: Callable[[Path, bytes], None],
     exchange: bool,
@@ -302,7 +291,7 @@ def test_kill_9_at_every_call(
     if not exchange:
         monkeypatch.setattr(files, "_exchange", lambda a, b: False)
     for at in range(1, 100):
-        folder = tmp_path / str(at)
+        folder = memory_path / str(at)
         folder.mkdir()
         writer(folder, OLD)
 
@@ -339,30 +328,30 @@ def kill_at_random(folder: Path, writer: Callable[[Path, bytes], None], kills: i
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_kill_9_at_random_moments(tmp_path: Path, writer: Callable[[Path, bytes], None]) -> None:
-    kill_at_random(tmp_path, writer, 20, seed=0)
+def test_kill_9_at_random_moments(memory_path: Path, writer: Callable[[Path, bytes], None]) -> None:
+    kill_at_random(memory_path, writer, 20, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("writer", WRITERS)
-def test_kill_9_two_hundred_times(tmp_path: Path, writer: Callable[[Path, bytes], None]) -> None:
-    kill_at_random(tmp_path, writer, 200, seed=1)
+def test_kill_9_two_hundred_times(memory_path: Path, writer: Callable[[Path, bytes], None]) -> None:
+    kill_at_random(memory_path, writer, 200, seed=1)
 
 
-def test_a_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
-    write_folder(tmp_path, OLD)
+def test_a_reader_always_finds_a_whole_folder(memory_path: Path) -> None:
+    write_folder(memory_path, OLD)
     wrong: list[str] = []
     done = threading.Event()
 
     def read() -> None:
         while not done.is_set():
-            here = os.open(tmp_path / "art", os.O_RDONLY | os.O_DIRECTORY)
+            here = os.open(memory_path / "art", os.O_RDONLY | os.O_DIRECTORY)
             try:
                 os.stat("burnish.json", dir_fd=here)
             except FileNotFoundError:
                 # The folder that was open has been replaced and removed; its name must lead to a whole one.
-                if os.stat(tmp_path / "art").st_ino == os.fstat(here).st_ino:
+                if os.stat(memory_path / "art").st_ino == os.fstat(here).st_ino:
                     wrong.append("no manifest")
             finally:
                 os.close(here)
@@ -371,7 +360,7 @@ def test_a_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
     reader.start()
     try:
         for _ in range(50):
-            write_folder(tmp_path, NEW)
+            write_folder(memory_path, NEW)
     finally:
         done.set()
         reader.join()
@@ -379,12 +368,12 @@ def test_a_reader_always_finds_a_whole_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("writer", [0, 2], ids=["file", "folder"])
-def test_writers_at_the_same_time(tmp_path: Path, writer: int) -> None:
-    WRITERS[writer](tmp_path, OLD)
+def test_writers_at_the_same_time(memory_path: Path, writer: int) -> None:
+    WRITERS[writer](memory_path, OLD)
     code = "for _ in range(10): getattr(writers, sys.argv[2])(Path(sys.argv[1]), writers.NEW)"
-    processes = [child(code, tmp_path, WRITERS[writer].__name__) for _ in range(3)]
+    processes = [child(code, memory_path, WRITERS[writer].__name__) for _ in range(3)]
     for process in processes:
         start(process)
     assert [finish(process) for process in processes] == [""] * 3
-    assert is_whole(tmp_path, WRITERS[writer])
-    assert not litter(tmp_path)
+    assert is_whole(memory_path, WRITERS[writer])
+    assert not litter(memory_path)

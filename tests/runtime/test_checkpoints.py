@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,16 +23,6 @@ RAW = to_bytes(expose(MODEL, ["h"]))
 SPECS = signature(MODEL).inputs
 COUNT = 12
 KEY = {"model": "abc", "method": "percentile"}
-
-
-@pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """In memory where that can be: fsync is slow on a disk that others use."""
-    if not os.access("/dev/shm", os.W_OK):
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        yield Path(folder)
 
 
 class Stopped(Exception):
@@ -79,9 +68,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("at", [1, 5, COUNT])
-def test_resumed_is_bit_identical(method: str, at: int, tmp_path: Path, ran: list[int]) -> None:
-    path = tmp_path / "new" / "folder" / "c"
-    whole = run(samples(), tmp_path / "whole", method)
+def test_resumed_is_bit_identical(method: str, at: int, memory_path: Path, ran: list[int]) -> None:
+    path = memory_path / "new" / "folder" / "c"
+    whole = run(samples(), memory_path / "whole", method)
     ran.clear()
     with pytest.raises(Stopped):
         run(stopping(at), path, method)
@@ -93,28 +82,28 @@ def test_resumed_is_bit_identical(method: str, at: int, tmp_path: Path, ran: lis
     assert list(path.parent.iterdir()) == []
 
 
-def test_interrupted_again_and_again(tmp_path: Path) -> None:
-    whole = run(samples(), tmp_path / "whole")
+def test_interrupted_again_and_again(memory_path: Path) -> None:
+    whole = run(samples(), memory_path / "whole")
     for at in (2, 3, 7, 11):
         with pytest.raises(Stopped):
-            run(stopping(at), tmp_path / "c")
-    assert run(samples(), tmp_path / "c") == whole
+            run(stopping(at), memory_path / "c")
+    assert run(samples(), memory_path / "c") == whole
 
 
-def test_more_samples_than_before(tmp_path: Path, ran: list[int]) -> None:
+def test_more_samples_than_before(memory_path: Path, ran: list[int]) -> None:
     with pytest.raises(Stopped):
-        run(stopping(5), tmp_path / "c")
+        run(stopping(5), memory_path / "c")
     ran.clear()
-    assert run(samples()[:7], tmp_path / "c") == run(samples()[:7], tmp_path / "other")
+    assert run(samples()[:7], memory_path / "c") == run(samples()[:7], memory_path / "other")
     assert len(ran) == 2 + 7
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign file", "no arrays"])
 def test_a_damaged_file_is_ignored_and_said(
-    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    damage: str, memory_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "c"
-    whole = run(samples(), tmp_path / "whole")
+    path = memory_path / "c"
+    whole = run(samples(), memory_path / "whole")
     with pytest.raises(Stopped):
         run(stopping(5), path)
     raw = bytearray(path.read_bytes())
@@ -130,57 +119,57 @@ def test_a_damaged_file_is_ignored_and_said(
 
 
 def test_a_folder_in_its_place_is_said_and_costs_only_the_resuming(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    memory_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = run(samples(), tmp_path / "whole")
-    (tmp_path / "file").write_text("")
+    whole = run(samples(), memory_path / "whole")
+    (memory_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        assert run(samples(), tmp_path / "file" / "c") == whole
+        assert run(samples(), memory_path / "file" / "c") == whole
     assert "No checkpoint is written" in caplog.text
 
 
-def test_of_another_model_or_method(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_another_model_or_method(memory_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Stopped):
-        run(stopping(5), tmp_path / "c")
+        run(stopping(5), memory_path / "c")
     with caplog.at_level(logging.WARNING):
-        run(samples(), tmp_path / "c", key=KEY | {"model": "other", "version": "2"})
+        run(samples(), memory_path / "c", key=KEY | {"model": "other", "version": "2"})
     assert "it belongs to another model, version" in caplog.text
 
 
-def test_of_other_data(tmp_path: Path, caplog: pytest.LogCaptureFixture, ran: list[int]) -> None:
+def test_of_other_data(memory_path: Path, caplog: pytest.LogCaptureFixture, ran: list[int]) -> None:
     with pytest.raises(Stopped):
-        run(stopping(5), tmp_path / "c")
+        run(stopping(5), memory_path / "c")
     ran.clear()
     other = samples(seed=1)
     with caplog.at_level(logging.WARNING):
-        assert run(other, tmp_path / "c") == run(other, tmp_path / "d")
+        assert run(other, memory_path / "c") == run(other, memory_path / "d")
     assert "it has seen other data" in caplog.text
     assert len(ran) == 2 * COUNT
 
 
-def test_of_a_method_with_another_state(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_of_a_method_with_another_state(memory_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Stopped):
-        run(stopping(5), tmp_path / "c", "minmax")
+        run(stopping(5), memory_path / "c", "minmax")
     with caplog.at_level(logging.WARNING):
-        assert run(samples(), tmp_path / "c", "entropy") == run(samples(), tmp_path / "d", "entropy")
+        assert run(samples(), memory_path / "c", "entropy") == run(samples(), memory_path / "d", "entropy")
     assert "is not that of a calibrator" in caplog.text
 
 
-def test_a_symlink_is_not_followed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_symlink_is_not_followed(memory_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(Stopped):
-        run(stopping(5), tmp_path / "c")
-    os.symlink(tmp_path / "c", tmp_path / "link")
+        run(stopping(5), memory_path / "c")
+    os.symlink(memory_path / "c", memory_path / "link")
     with caplog.at_level(logging.WARNING):
-        assert Checkpoint(tmp_path / "link", KEY).load() is None
+        assert Checkpoint(memory_path / "link", KEY).load() is None
     assert "cannot be read" in caplog.text
 
 
-def test_written_only_when_it_is_time(tmp_path: Path) -> None:
+def test_written_only_when_it_is_time(memory_path: Path) -> None:
     progress = Progress(1, "00", {"h": {"a": np.arange(3)}})
-    checkpoint = Checkpoint(tmp_path / "c", KEY, every=1000.0)
-    checkpoint.save(progress)
+    checkpoint = Checkpoint(memory_path / "c", KEY, every=1000.0)
+    checkpoint.save(lambda: progress)
     assert not checkpoint.path.exists()
-    checkpoint.save(progress, now=True)
+    checkpoint.save(lambda: progress, now=True)
     found = checkpoint.load()
     assert found is not None
     assert (found.done, found.data, list(found.states)) == (1, "00", ["h"])
