@@ -1,4 +1,7 @@
-"""burnish as `peer_runner` runs the others: `… self_runner WAY IN.onnx OUT.onnx SIZES` prints a JSON line."""
+"""burnish as `peer_runner` runs the others: `… self_runner WAY IN.onnx OUT.onnx SIZES` prints a JSON line.
+
+It optimises for one thread, as the latencies are measured on one.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +19,13 @@ Sizes = Mapping[str, int]
 def _measured(source: str, output: str, sizes: Sizes) -> None:
     import burnish
 
-    burnish.optimize(source, output=output, typical=sizes)
+    burnish.optimize(source, output=output, threads=1, typical=sizes)
 
 
 def _unmeasured(source: str, output: str, sizes: Sizes) -> None:
     import burnish
 
-    burnish.optimize(source, output=output, measured=False, typical=sizes)
+    burnish.optimize(source, output=output, measured=False, threads=1, typical=sizes)
 
 
 def _alone(source: str, output: str, _sizes: Sizes) -> None:
