@@ -76,16 +76,11 @@ class Scope:
         make: Callable[[], np.ndarray],
         made_of: Hashable = None,
     ) -> ir.Value:
-        """A new weight that is put together when it is read, so that it takes no memory until then.
-
-        `made_of` tells what it is put together from: equal only for equal results, while `make` is there.
-        """
+        """A new weight as `lazy_tensor` makes it; in a function, a constant."""
         if self.in_function:
             return self.constant(before, name, make())
         name = self.fresh(name)
-        tensor = ir.LazyTensor(lambda: ir.tensor(make()), dtype, ir.Shape(shape), name=name)
-        if made_of is not None:
-            tensor.meta[MADE_OF] = made_of
+        tensor = lazy_tensor(name, dtype, shape, make, made_of)
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(dtype), shape=ir.Shape(shape))
         self.root.register_initializer(value)
         return value
@@ -126,6 +121,23 @@ class Scope:
         if not self._is_settled:
             settle(self.graph)
         self._is_settled = True
+
+
+def lazy_tensor(
+    name: str,
+    dtype: ir.DataType,
+    shape: Sequence[int],
+    make: Callable[[], np.ndarray],
+    made_of: Hashable = None,
+) -> ir.LazyTensor:
+    """A tensor that is put together when it is read, so that it takes no memory until then.
+
+    `made_of` tells what it is put together from: equal only for equal results, while `make` is there.
+    """
+    tensor = ir.LazyTensor(lambda: ir.tensor(make()), dtype, ir.Shape(shape), name=name)
+    if made_of is not None:
+        tensor.meta[MADE_OF] = made_of
+    return tensor
 
 
 def settle(graph: ir.Graph) -> None:

@@ -15,7 +15,7 @@ from burnish.passes.dims import Dim
 from burnish.passes.editing import Round
 from burnish.passes.fusion.row_rules import Move, Place, packed_widths
 from burnish.passes.fusion.row_selections import Rows, Selection, Selector, narrowed
-from burnish.passes.matching import CONTRIB, MADE_BY, MADE_OF
+from burnish.passes.matching import CONTRIB, MADE_BY, lazy_tensor
 from burnish.passes.shapes import Shape
 
 _KEPT: Final = ("num_heads", "scale", "mask_filter_value")
@@ -123,13 +123,11 @@ class RowWriter:
         tensor = None if weight is None else tensor_of(weight)
         if tensor is None:
             raise ValueError("only a constant weight is taken apart")
-        shape = ir.Shape([int(tensor.shape.numpy()[0]), width])
         name, whole = self._editor.fresh(name), tensor
-        part = ir.LazyTensor(
-            lambda: ir.tensor(np.ascontiguousarray(whole.numpy()[:, first : first + width])),
-            tensor.dtype, shape, name=name,
+        part = lazy_tensor(
+            name, tensor.dtype, (int(tensor.shape.numpy()[0]), width),
+            lambda: np.ascontiguousarray(whole.numpy()[:, first : first + width]), (id(tensor), first, width),
         )  # fmt: skip
-        part.meta[MADE_OF] = (id(tensor), first, width)
         return self._editor.initializer(name, part)
 
 
