@@ -140,7 +140,7 @@ def _zeros(conv: ir.Node) -> np.ndarray:
     """A bias for a Conv of constant weights: a zero for each of its channels."""
     weight = conv.inputs[1]
     tensor = None if weight is None else tensor_of(weight)
-    return np.zeros(0 if tensor is None else int(tensor.shape[0]), np.float32)
+    return np.zeros(0 if tensor is None else tensor.shape.numpy()[0], np.float32)
 
 
 def _untyped(conv: ir.Node) -> bool:

@@ -24,8 +24,9 @@ class FuseMatMul(Pass):
 
     For float32 operands of one rank, 3 or more, where the target has the kernel, and where nothing else
     reads what goes. A Transpose of the result makes the operands change places, where neither is constant
-    (weights are packed when a session is made, as second operands only). Quantisation knows MatMul only, so this belongs last in a recipe. onnxruntime's own
-    optimiser does the same when it loads a model, but for Transposes of results.
+    (weights are packed when a session is made, as second operands only). Quantisation knows MatMul only, so
+    this belongs last in a recipe. onnxruntime's own optimiser does the same when it loads a model, but for
+    Transposes of results.
     """
 
     name: ClassVar[str] = "fuse-matmul"
