@@ -1,7 +1,4 @@
-"""MatMul(a, Transpose(b)) * scale  ->  com.microsoft::FusedMatMul(a, b), which transposes and scales
-
-Transpose(MatMul(a, b))  ->  FusedMatMul(b, a) with both transposed
-"""
+"""MatMul(a, Transpose(b)) * scale  ->  com.microsoft::FusedMatMul(a, b), which transposes and scales"""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from typing import ClassVar, final
 
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op, tensor_of
+from burnish.passes.base import Context, Numerics, Pass, is_op
 from burnish.passes.editing import feeds_only
 from burnish.passes.matching import CONTRIB, Scope, candidates, obstacle, scalar
 from burnish.passes.shapes import Shapes
@@ -23,10 +20,8 @@ class FuseMatMul(Pass):
     """Take the Transpose of the last two axes, and factors, before and behind a MatMul into FusedMatMul.
 
     For float32 operands of one rank, 3 or more, where the target has the kernel, and where nothing else
-    reads what goes. A Transpose of the result makes the operands change places, where neither is constant
-    (weights are packed when a session is made, as second operands only). Quantisation knows MatMul only, so
-    this belongs last in a recipe. onnxruntime's own optimiser does the same when it loads a model, but for
-    Transposes of results.
+    reads what goes. Quantisation knows MatMul only, so this belongs last in a recipe. onnxruntime's own
+    optimiser does the same when it loads a model.
     """
 
     name: ClassVar[str] = "fuse-matmul"
@@ -60,8 +55,6 @@ class _Parts:
         self.result = product.outputs[0]
         self._alpha = 1.0
         self._sides = [self._side(value) for value in product.inputs]
-        self._swapped = False
-        """The result is transposed: the operands change places."""
         self._behind()
 
     @property
@@ -86,10 +79,9 @@ class _Parts:
     def fuse(self, scope: Scope) -> None:
         """Put the operator in the place of all."""
         attributes: dict[str, float | int] = {"alpha": self._alpha} if self._alpha != 1.0 else {}
-        sides = self._sides[::-1] if self._swapped else self._sides
-        for name, (_, turned) in zip(("transA", "transB"), sides, strict=True):
-            attributes |= {name: 1} if turned != self._swapped else {}
-        new = ir.node("FusedMatMul", [value for value, _ in sides], attributes, domain=CONTRIB)
+        for name, (_, turned) in zip(("transA", "transB"), self._sides, strict=True):
+            attributes |= {name: 1} if turned else {}
+        new = ir.node("FusedMatMul", [value for value, _ in self._sides], attributes, domain=CONTRIB)
         scope.replace(self.nodes, [new], {self.result: new.outputs[0]}, FuseMatMul.name)
 
     def _side(self, value: ir.Value | None) -> tuple[ir.Value | None, bool]:
@@ -115,12 +107,9 @@ class _Parts:
         while len(self.result.uses()) == 1 and not self.result.is_graph_output():
             (user,) = self.result.consumers()
             factor = _factor(user)
-            turns = _swaps(user) and not any(map(_is_constant, self._product.inputs))
-            scales = factor is not None and _other(user) is self.result
-            if not (turns or scales) or user.graph is not self._product.graph:
+            if factor is None or _other(user) is not self.result or user.graph is not self._product.graph:
                 return
-            self._swapped ^= turns
-            self._alpha *= 1.0 if factor is None else factor
+            self._alpha *= factor
             self.old.append(user)
             self.result = user.outputs[0]
 
@@ -130,10 +119,6 @@ def _swaps(node: ir.Node) -> bool:
     order = list(node.attributes.get_ints("perm", ()) or ()) if is_op(node, "Transpose") else []
     count = len(order)
     return count > 2 and order == [*range(count - 2), count - 1, count - 2]
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and tensor_of(value) is not None
 
 
 def _factor(node: ir.Node) -> float | None:

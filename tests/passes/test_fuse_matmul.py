@@ -60,37 +60,6 @@ def test_twice_transposed_is_as_it_was() -> None:
     assert [len(node.attributes) for node in model.graph] == [0]
 
 
-@pytest.mark.parametrize(
-    ("nodes", "after"),
-    [
-        ("m = MatMul (a, b)  y = Transpose <perm = [0, 2, 1]> (m)",
-         "FusedMatMul <transA: int = 1, transB: int = 1> (b, a)"),
-        ("m = MatMul (a, b)  s = Mul (m, half)  y = Transpose <perm = [0, 2, 1]> (s)",
-         "FusedMatMul <alpha: float = 0.5, transA: int = 1, transB: int = 1> (b, a)"),
-        ("m = MatMul (a, b)  t = Transpose <perm = [0, 2, 1]> (m)  y = Transpose <perm = [0, 2, 1]> (t)",
-         "FusedMatMul (a, b)"),
-    ],
-)  # fmt: skip
-def test_a_transposed_result(nodes: str, after: str) -> None:
-    turned = "float[B, 5, S] y" if nodes.count("Transpose") % 2 else "float[B, S, 5] y"
-    text = graph(nodes, "float[B, S, 4] a, float[B, 4, 5] b", turned)
-    check_pass(FuseMatMul(), text, f"y = com.microsoft.{after}", count=1, weights=weights(nodes))
-
-
-def test_transposed_weights_are_not_needed() -> None:
-    """SqueezeBERT: values [features, keys], and the result in channels again."""
-    nodes = """t = Transpose <perm = [0, 1, 3, 2]> (v)  m = MatMul (p, t)
-        y = Transpose <perm = [0, 1, 3, 2]> (m)"""
-    text = graph(nodes, "float[B, 2, S, T] p, float[1, 2, 4, T] v", "float[B, 2, 4, S] y")
-    check_pass(FuseMatMul(), text, "y = com.microsoft.FusedMatMul <transB: int = 1> (v, p)", count=1)
-
-
-def test_weights_stay_second_operands() -> None:
-    nodes = "m = MatMul (a, w)  y = Transpose <perm = [0, 2, 1]> (m)"
-    weight = {"w": np.ones((1, 4, 5), np.float32)}
-    check_pass(FuseMatMul(), graph(nodes, "float[B, S, 4] a", "float[B, 5, S] y"), count=0, weights=weight)
-
-
 REFUSED = {
     "read elsewhere": (
         TURNED + "y = MatMul (a, t)  z = Neg (t)", INPUTS, "float[B, S, T] y, float[B, 4, T] z", None),
