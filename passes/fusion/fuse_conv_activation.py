@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar, Final, final
 
+import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, is_op
+from burnish.passes.base import Context, Numerics, Pass, is_op, tensor_of
 from burnish.passes.forms import conv_form, typical_size_of
 from burnish.passes.fusion.blocked import is_image_conv, is_in_blocks
 from burnish.passes.fusion.fuse_hard_swish import clip_bounds, gates_swish
@@ -90,8 +91,10 @@ def _fuse_sum(add: ir.Node, scope: Scope, context: Context, facts: _Facts) -> No
         elif rules.in_blocks and is_image_conv(conv) and not is_in_blocks(other, facts.shapes):
             context.miss(add, "the Conv is faster in blocks of channels, which what is added is not in")
         elif context.permit(add):
-            given = [*conv.inputs, None][:3]
-            new = _emit(conv, [*given, other], {})
+            x, weight, bias = [*conv.inputs, None][:3]
+            if bias is None and rules.in_blocks and is_image_conv(conv):
+                bias = scope.constant(conv, f"{result.name}_no_bias", _zeros(conv))  # see blocked.py
+            new = _emit(conv, [x, weight, bias, other], {})
             scope.replace([conv, add], [new], {add.outputs[0]: new.outputs[0]}, FuseConvActivation.name)
             facts.hand_on(add.outputs[0], new.outputs[0])
             return
@@ -131,6 +134,13 @@ def _activation(last: ir.Node) -> tuple[str, ir.Value | None, list[ir.Node]]:
 def _emit(conv: ir.Node, inputs: Sequence[ir.Value | None], more: Mapping[str, ir.Attr]) -> ir.Node:
     attributes = dict(conv.attributes) | dict(more)
     return ir.Node(CONTRIB, "FusedConv", list(inputs), attributes.values(), num_outputs=1)
+
+
+def _zeros(conv: ir.Node) -> np.ndarray:
+    """A bias for a Conv of constant weights: a zero for each of its channels."""
+    weight = conv.inputs[1]
+    tensor = None if weight is None else tensor_of(weight)
+    return np.zeros(0 if tensor is None else tensor.shape.numpy()[0], np.float32)
 
 
 def _untyped(conv: ir.Node) -> bool:

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
+from burnish.model import to_bytes
 from burnish.passes.base import Context
 from burnish.passes.fusion.fuse_conv_activation import FuseConvActivation
 from burnish.passes.shapes import Shapes
+from burnish.runtime.session import executed_ops
 from burnish.target import TARGETS
 from burnish.testing import check_pass, parse
 
@@ -153,6 +155,19 @@ def test_what_is_made_of_blocks_is_in_blocks(nodes: str) -> None:
     text = graph(f"{POOL}  {nodes}  {SAME}  y = Add (c, z)", "float[N, 4, 6, 5] i", "float[N, 4, 6, 5] y")
     model = check_pass(FuseConvActivation(), text, count=1, weights=weights)
     assert [node.op_type for node in model.graph][-1] == "FusedConv"
+
+
+def test_a_sum_without_bias_runs_in_blocks() -> None:
+    """DETR: onnxruntime keeps a sum without a bias out of blocks, and gets one of zeros."""
+    wide = {"v": RNG.standard_normal((16, 16, 3, 3)).astype(np.float32), "d": np.ones(16, np.float32)}
+    executed = []
+    for bias, weights in ((", d", wide), ("", {"v": wide["v"]})):
+        nodes = f"{POOL}  c = Conv <pads = [1, 1, 1, 1]> (x, v{bias})  s = Add (c, x)  y = Relu (s)"
+        text = graph(nodes, "float[N, 16, 6, 5] i", "float[N, 16, 6, 5] y")
+        model = check_pass(FuseConvActivation(), text, ["MaxPool", "FusedConv"], count=2, weights=weights)
+        assert None not in model.graph[-1].inputs
+        executed.append(executed_ops(to_bytes(model)))
+    assert executed[0] == executed[1]
 
 
 def test_a_sum_of_signals_becomes_an_input() -> None:
