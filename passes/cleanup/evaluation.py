@@ -48,7 +48,9 @@ CLOSE: Final = frozenset(
 
 
 _FIRST_WITH_ONE_AXIS: Final = 13  # of Softmax, which took all axes from one on for one long row before
-_PLAIN: Final = frozenset({ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64})
+_PLAIN: Final = frozenset(
+    {ir.DataType.BOOL, ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64}
+)
 _EXTREMES: Final = ("ReduceMax", "ReduceMean", "ReduceMin")
 _FIRST_AT_ONCE: Final = 13  # from which on Slice, Unsqueeze and Squeeze take inputs, not attributes
 Given = Sequence[np.ndarray | None]
@@ -111,14 +113,6 @@ def _at_once(node: ir.Node, opset: int) -> np.ndarray | None:
     return None if found is None else np.asarray(found)
 
 
-def _widened(array: np.ndarray, to: int) -> np.ndarray | None:
-    """A Cast to numbers among which all of `array` are; None for another, where much can be told apart."""
-    dtype = ir.DataType(to)
-    if dtype not in _PLAIN or array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, dtype.numpy()):
-        return None
-    return array.astype(dtype.numpy())
-
-
 def _is_agreed(node: ir.Node, opset: int, arrays: Iterable[np.ndarray]) -> bool:
     """False for what the evaluator computes in another way than runtimes do, or than the opset says.
 
@@ -138,7 +132,8 @@ def _is_agreed(node: ir.Node, opset: int, arrays: Iterable[np.ndarray]) -> bool:
 
 def _cast(node: ir.Node, given: Given) -> np.ndarray | None:
     (data,) = given
-    return None if data is None else _widened(data, node.attributes.get_int("to", 0) or 0)
+    dtype = ir.DataType(node.attributes.get_int("to", 0) or 0)
+    return data.astype(dtype.numpy()) if data is not None and dtype in _PLAIN else None
 
 
 def _transpose(node: ir.Node, given: Given) -> np.ndarray | None:
