@@ -17,6 +17,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, bodies
 from burnish.passes.matching import MADE_OF
 from burnish.reader import open_inside
+from burnish.weights import byte_size, dims_of
 
 Kind = tuple[ir.DataType, tuple[int, ...], Hashable]
 _LARGE: Final = 1 << 14  # bytes from which on some elements are compared before all are read
@@ -121,13 +122,15 @@ def _places(size: int) -> tuple[int, ...]:
 
 
 def _form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
-    return tensor.dtype, tuple([int(size) for size in tensor.shape.numpy()])
+    return tensor.dtype, dims_of(tensor)
 
 
 def _sample(tensor: ir.TensorProtocol, files: _Files) -> Hashable:
     """Some elements of a large tensor, beside its type and shape: mostly enough to tell two apart."""
-    size, made_of = tensor.nbytes, _made_of(tensor)
-    if made_of is not None or tensor.dtype == ir.DataType.STRING or size <= _LARGE:
+    if tensor.dtype == ir.DataType.STRING:
+        return None
+    size, made_of = byte_size(tensor), _made_of(tensor)
+    if made_of is not None or size <= _LARGE:
         return made_of
     if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None and tensor.base_dir:
         return files.sample(tensor)
