@@ -14,6 +14,7 @@ The root module's path is empty, as in `torch.nn.Module.named_modules`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
@@ -55,11 +56,15 @@ def origins(metadata: Mapping[str, str]) -> tuple[Origin, ...]:
     """The origins that a node's metadata lists; none where nothing is known."""
     if MODULE not in metadata:
         return ()
-    lines = (metadata.get(key, "").split("\n") for key in KEYS)
-    modules = metadata[MODULE].count("\n") + 1  # what a foreign tool wrote may be uneven
-    return tuple(
-        Origin(*parts) for parts in itertools.islice(itertools.zip_longest(*lines, fillvalue=""), modules)
-    )
+    return _read(*[metadata.get(key, "") for key in KEYS])
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _read(*texts: str) -> tuple[Origin, ...]:
+    """The origins in the texts of `KEYS`; every pass asks for those of every node."""
+    modules = texts[KEYS.index(MODULE)].count("\n") + 1  # what a foreign tool wrote may be uneven
+    lines = itertools.zip_longest(*[text.split("\n") for text in texts], fillvalue="")
+    return tuple([Origin(*parts) for parts in itertools.islice(lines, modules)])
 
 
 def write_origins(metadata: MutableMapping[str, str], found: Iterable[Origin]) -> None:

@@ -16,7 +16,7 @@ from google.protobuf.message import EncodeError, Message
 
 from burnish.disk import Chunk
 from burnish.errors import ModelError, shown
-from burnish.weights import DataFiles, embedded, weight_bytes
+from burnish.weights import DataFiles, byte_size, dims_of, embedded, weight_bytes
 
 MOST: Final = 2**31 - 1
 """Bytes of one protobuf."""
@@ -139,8 +139,9 @@ def _is_apart(tensor: ir.TensorProtocol) -> bool:
     """True for values worth a place of their own, written as `raw_data` with nothing unusual beside them."""
     if isinstance(tensor, ir.ExternalTensor):
         return tensor.dtype != ir.DataType.STRING
-    if tensor.nbytes < _LEAST or not isinstance(tensor, ir.TensorProtoTensor):
-        return tensor.nbytes >= _LEAST and tensor.dtype != ir.DataType.STRING
+    is_large = byte_size(tensor) >= _LEAST
+    if not is_large or not isinstance(tensor, ir.TensorProtoTensor):
+        return is_large and tensor.dtype != ir.DataType.STRING
     raw = tensor.raw  # to list its fields would copy the values
     return raw.HasField("raw_data") and not (
         any(raw.HasField(name) for name in _RARE) or any(len(getattr(raw, name)) for name in _REPEATED)
@@ -148,7 +149,7 @@ def _is_apart(tensor: ir.TensorProtocol) -> bool:
 
 
 def _without_values(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    proto = onnx.TensorProto(data_type=tensor.dtype.value, dims=tensor.shape.numpy())
+    proto = onnx.TensorProto(data_type=tensor.dtype.value, dims=dims_of(tensor))
     if tensor.doc_string:
         proto.doc_string = tensor.doc_string
     bare = ir.TensorProtoTensor(proto)
@@ -173,7 +174,7 @@ class _Field(NamedTuple):
         if values is None:
             head, tail, between = _bytes(proto), b"", 0
         else:
-            (head, tail), between = _around(proto, "raw_data"), values.nbytes
+            (head, tail), between = _around(proto, "raw_data"), byte_size(values)
             head += _key(proto, "raw_data", between)
         size = len(head) + between + len(tail)
         head = _key(onnx.GraphProto, "initializer", size) + head

@@ -11,7 +11,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
@@ -27,6 +27,7 @@ from burnish.passes.graphs import nested as nested
 from burnish.passes.graphs import op_types as op_types
 from burnish.passes.graphs import value_names as value_names
 from burnish.target import TARGETS, Target
+from burnish.weights import byte_size
 
 if TYPE_CHECKING:
     from burnish.passes.shapes import Shapes
@@ -165,6 +166,19 @@ class Context:
         """
         return self.facts.of(model, is_changing=bool(self.rewrites))
 
+    def nodes(self, model: ir.Model) -> Iterator[ir.Node]:
+        """Every node of every graph, but those that are removed before their turn; new ones are left out.
+
+        A body comes after the graph that holds it, as in `all_graphs`.
+        """
+        if not self.rewrites:
+            census = self.facts.census_of(model)
+            if len(census.graphs) == 1:  # nearly every model: gathered once for all passes
+                yield from (node for node in census.nodes if node.graph is not None)
+                return
+        for graph in all_graphs(model):
+            yield from (node for node in list(graph) if node.graph is not None)
+
     def miss(self, where: ir.Node | ir.Value, why: str) -> None:
         """Record why a pattern did not fire at `where`."""
         node, value = _place(where)
@@ -263,7 +277,7 @@ def constant_of(value: ir.Value | None, max_bytes: int | None = None) -> np.ndar
     memory-mapped) and give None.
     """
     tensor = None if value is None else tensor_of(value)
-    if tensor is None or (max_bytes is not None and tensor.nbytes > max_bytes):
+    if tensor is None or (max_bytes is not None and byte_size(tensor) > max_bytes):
         return None
     return tensor.numpy()
 

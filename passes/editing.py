@@ -14,7 +14,7 @@ from typing import Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Names, all_graphs, bodies, is_op, nested, value_names
+from burnish.passes.base import Context, Names, bodies, is_op, nested, value_names
 from burnish.passes.base import is_templated as is_templated
 from burnish.passes.shapes import Call, Shapes
 
@@ -216,10 +216,9 @@ def until_stable(
     while start < len(context.rewrites):
         start = len(context.rewrites)
         visit = begin(Round(model, context))
-        for graph in all_graphs(model):
-            for node in list(graph):
-                if node.graph is not None and not is_templated(node):
-                    visit(node)
+        for node in context.nodes(model):
+            if not is_templated(node):
+                visit(node)
     return len(context.rewrites) - before
 
 

@@ -120,4 +120,5 @@ def bodies(node: ir.Node) -> Sequence[ir.Graph]:
 
 def is_templated(node: ir.Node) -> bool:
     """True for a node of a function that takes an attribute from the call."""
-    return any(map(ir.Attr.is_ref, node.attributes.data.values()))
+    attributes = node.attributes.data
+    return bool(attributes) and any(map(ir.Attr.is_ref, attributes.values()))

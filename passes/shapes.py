@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple, final
@@ -18,6 +19,7 @@ from burnish.dim_sums import parts_of
 from burnish.passes.base import bodies, is_templated
 from burnish.passes.base import tensor_of as tensor_of
 from burnish.passes.dims import Dim, DimOverflowError, total
+from burnish.weights import dims_of
 
 MAX_CONTENT: Final = 64
 """Elements of an integer tensor up to which its content is followed; shapes have fewer."""
@@ -343,10 +345,11 @@ def annotated_dtype(value: ir.Value) -> ir.DataType | None:
 
 
 def _of_tensor(tensor: ir.TensorProtocol) -> Fact:
-    shape = tuple([Dim.of(int(size)) for size in tensor.shape.numpy()])
-    if tensor.dtype not in _COUNTING or len(shape) > 1 or tensor.size > MAX_CONTENT:
-        return Fact(tensor.dtype, shape)
-    return Fact(tensor.dtype, shape, tuple([Dim.of(x) for x in tensor.numpy().reshape(-1).tolist()]))
+    dtype, dims = tensor.dtype, dims_of(tensor)
+    shape = tuple([Dim.of(size) for size in dims])
+    if dtype not in _COUNTING or len(dims) > 1 or math.prod(dims) > MAX_CONTENT:
+        return Fact(dtype, shape)
+    return Fact(dtype, shape, tuple([Dim.of(x) for x in tensor.numpy().reshape(-1).tolist()]))
 
 
 def _settled(value: ir.Value, fact: Fact) -> Fact:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, bodies
 from burnish.passes.matching import MADE_OF
 from burnish.reader import open_inside
+from burnish.weights import byte_size, dims_of
 
 Kind = tuple[ir.DataType, tuple[int, ...], Hashable]
 _LARGE: Final = 1 << 14  # bytes from which on some elements are compared before all are read
@@ -47,9 +48,13 @@ class _Deduplication:
     def __init__(self, model: ir.Model, context: Context) -> None:
         self._context = context
         graphs = (model.graph, *_inside(model.graph))
+        forms = [(v, t, _form(t)) for graph in graphs for v, t in _candidates(graph)]
+        alike = Counter(form for _, _, form in forms)
         with contextlib.ExitStack() as stack:
             files = _Files(stack)
-            self._kinds = {v: _kind(tensor, files) for graph in graphs for v, tensor in _candidates(graph)}
+            self._kinds: dict[ir.Value, Kind] = {
+                v: (*form, _sample(t, files) if alike[form] > 1 else None) for v, t, form in forms
+            }
         counts = Counter(self._kinds.values())
         self._shared = {kind for kind, count in counts.items() if count > 1}
 
@@ -116,17 +121,21 @@ def _places(size: int) -> tuple[int, ...]:
     return 0, size // 2, size - _SAMPLE
 
 
-def _kind(tensor: ir.TensorProtocol, files: _Files) -> Kind:
-    """Type, shape and, of a large tensor, some elements: mostly enough to tell two apart."""
-    sample = _made_of(tensor)
-    shape = tuple([int(size) for size in tensor.shape.numpy()])
-    if sample is None and tensor.dtype != ir.DataType.STRING and tensor.nbytes > _LARGE:
-        if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None and tensor.base_dir:
-            sample = files.sample(tensor)
-        else:
-            data = tensor.tobytes() if tensor.dtype.bitwidth < 8 else _bytes(tensor)
-            sample = b"".join(bytes(data[at : at + _SAMPLE]) for at in _places(tensor.nbytes))
-    return tensor.dtype, shape, sample
+def _form(tensor: ir.TensorProtocol) -> tuple[ir.DataType, tuple[int, ...]]:
+    return tensor.dtype, dims_of(tensor)
+
+
+def _sample(tensor: ir.TensorProtocol, files: _Files) -> Hashable:
+    """Some elements of a large tensor, beside its type and shape: mostly enough to tell two apart."""
+    if tensor.dtype == ir.DataType.STRING:
+        return None
+    size, made_of = byte_size(tensor), _made_of(tensor)
+    if made_of is not None or size <= _LARGE:
+        return made_of
+    if isinstance(tensor, ir.ExternalTensor) and tensor.raw is None and tensor.base_dir:
+        return files.sample(tensor)
+    data = tensor.tobytes() if tensor.dtype.bitwidth < 8 else _bytes(tensor)
+    return b"".join(bytes(data[at : at + _SAMPLE]) for at in _places(size))
 
 
 def _bytes(tensor: ir.TensorProtocol) -> np.ndarray | bytes:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 from burnish.passes.base import Context, Numerics, Pass, bodies, tensor_of
 from burnish.passes.cleanup.reshape_target import RESHAPES
 from burnish.passes.editing import Editor, Round
+from burnish.weights import byte_size, dims_of
 
 _RANDOM: Final = frozenset(
     {
@@ -100,7 +101,7 @@ def _written(node: ir.Node) -> Hashable:
 def _identity(value: ir.Value | None) -> str:
     """Equal for the same value, and for small constants that are equal."""
     tensor = None if value is None else tensor_of(value)
-    return _tensor_trait(tensor) if tensor is not None and tensor.nbytes <= _SMALL else str(id(value))
+    return _tensor_trait(tensor) if tensor is not None and byte_size(tensor) <= _SMALL else str(id(value))
 
 
 def _trait(attribute: ir.Attr) -> str:
@@ -118,4 +119,4 @@ def _tensor_trait(tensor: ir.TensorProtocol) -> str:
         data = repr(tensor.numpy().tolist()).encode()
     else:
         data = tensor.tobytes()
-    return f"{tensor.dtype}{tuple(tensor.shape.numpy())}{hashlib.sha256(data).hexdigest()}"
+    return f"{tensor.dtype}{dims_of(tensor)}{hashlib.sha256(data).hexdigest()}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -48,8 +48,13 @@ CLOSE: Final = frozenset(
 
 
 _FIRST_WITH_ONE_AXIS: Final = 13  # of Softmax, which took all axes from one on for one long row before
-_PLAIN: Final = frozenset({ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64})
+_PLAIN: Final = frozenset(
+    {ir.DataType.BOOL, ir.DataType.DOUBLE, ir.DataType.FLOAT, ir.DataType.INT32, ir.DataType.INT64}
+)
 _EXTREMES: Final = ("ReduceMax", "ReduceMean", "ReduceMin")
+_FIRST_AT_ONCE: Final = 13  # from which on Slice, Unsqueeze and Squeeze take inputs, not attributes
+Given = Sequence[np.ndarray | None]
+AtOnce = Callable[[ir.Node, Given], "np.ndarray | np.generic | None"]
 
 
 def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:
@@ -57,9 +62,9 @@ def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:
 
     The node has no bodies, no reference attributes, and only constant inputs.
     """
-    moved = _moved(node)
-    if moved is not None:
-        return [moved]
+    found_at_once = _at_once(node, opset)
+    if found_at_once is not None:
+        return [found_at_once]
     proto = ir.to_proto(node)
     arrays = {}
     for value in node.inputs:
@@ -87,34 +92,25 @@ def evaluate(node: ir.Node, opset: int) -> Sequence[np.ndarray | None] | None:
     return [results.get(name) for name in proto.output]
 
 
-def _moved(node: ir.Node) -> np.ndarray | None:
-    """What numpy alone says at once of the commonest; None for the rest, which is the evaluator's.
+def _at_once(node: ir.Node, opset: int) -> np.ndarray | None:
+    """What numpy alone says of the commonest operators; None for the rest, which is the evaluator's.
 
-    That imports all of its operators when it is first used.
+    That imports all of its operators when it is first used, and makes a model of each node.
     """
-    if node.domain or len(node.outputs) != 1 or node.op_type not in ("Cast", "Reshape", "Transpose"):
+    compute = _AT_ONCE.get(node.op_type)
+    if node.domain or compute is None or opset < _FIRST_AT_ONCE or len(node.outputs) != 1:
         return None
     tensors = [None if value is None else tensor_of(value) for value in node.inputs]
-    given = [tensor.numpy() for tensor in tensors if tensor is not None]
-    if len(given) != (2 if node.op_type == "Reshape" else 1) or len(given) != len(tensors):
+    given = [None if tensor is None else tensor.numpy() for tensor in tensors]
+    present = [array for array in given if array is not None]
+    if not present or any(array.dtype.kind not in "biuf" for array in present):
         return None
     try:
-        if node.op_type == "Transpose":
-            return np.transpose(given[0], node.attributes.get_ints("perm"))
-        if node.op_type == "Reshape":
-            sizes = given[1]
-            return given[0].reshape(sizes) if sizes.ndim == 1 and sizes.all() else None
-        return _widened(given[0], node.attributes.get_int("to", 0))
-    except (TypeError, ValueError):
+        with np.errstate(all="ignore"):
+            found = compute(node, given)
+    except (IndexError, TypeError, ValueError):
         return None
-
-
-def _widened(array: np.ndarray, to: int) -> np.ndarray | None:
-    """A Cast to numbers among which all of `array` are; None for another, where much can be told apart."""
-    dtype = ir.DataType(to)
-    if dtype not in _PLAIN or array.dtype.kind not in "biuf" or not np.can_cast(array.dtype, dtype.numpy()):
-        return None
-    return array.astype(dtype.numpy())
+    return None if found is None else np.asarray(found)
 
 
 def _is_agreed(node: ir.Node, opset: int, arrays: Iterable[np.ndarray]) -> bool:
@@ -132,3 +128,97 @@ def _is_agreed(node: ir.Node, opset: int, arrays: Iterable[np.ndarray]) -> bool:
             array.size == 0 or (array.dtype.kind == "f" and np.isnan(array).any()) for array in arrays
         )
     return True
+
+
+def _cast(node: ir.Node, given: Given) -> np.ndarray | None:
+    (data,) = given
+    dtype = ir.DataType(node.attributes.get_int("to", 0) or 0)
+    return data.astype(dtype.numpy()) if data is not None and dtype in _PLAIN else None
+
+
+def _transpose(node: ir.Node, given: Given) -> np.ndarray | None:
+    (data,) = given
+    return None if data is None else np.transpose(data, node.attributes.get_ints("perm"))
+
+
+def _reshape(_: ir.Node, given: Given) -> np.ndarray | None:
+    data, sizes = given
+    if data is None or sizes is None or sizes.ndim != 1 or not sizes.all():
+        return None
+    return data.reshape(sizes)
+
+
+def _unsqueeze(_: ir.Node, given: Given) -> np.ndarray | None:
+    data, axes = given
+    return None if data is None or axes is None else np.expand_dims(data, tuple(axes.reshape(-1).tolist()))
+
+
+def _expand(_: ir.Node, given: Given) -> np.ndarray | None:
+    data, sizes = given
+    if data is None or sizes is None or sizes.ndim != 1:
+        return None
+    shape = np.broadcast_shapes(data.shape, tuple(sizes.tolist()))
+    return np.broadcast_to(data, shape).copy()
+
+
+def _concat(node: ir.Node, given: Given) -> np.ndarray | None:
+    parts = [array for array in given if array is not None]
+    axis = node.attributes.get_int("axis", None)
+    if axis is None or len(parts) < len(given) or len({array.dtype for array in parts}) > 1:
+        return None
+    return np.concatenate(parts, axis)
+
+
+def _gather(node: ir.Node, given: Given) -> np.ndarray | None:
+    data, indices = given
+    if data is None or indices is None or indices.dtype.kind != "i":
+        return None
+    return np.asarray(np.take(data, indices, axis=node.attributes.get_int("axis", 0)))
+
+
+def _slice(_: ir.Node, given: Given) -> np.ndarray | None:
+    data, starts, ends, axes, steps = (*given, None, None)[:5]
+    if data is None or starts is None or ends is None or not starts.ndim == ends.ndim == 1:
+        return None
+    order = range(starts.size) if axes is None else axes.tolist()
+    strides = [1] * starts.size if steps is None else steps.tolist()
+    cuts = [slice(None)] * data.ndim
+    for axis, *bounds in zip(order, starts.tolist(), ends.tolist(), strides, strict=True):
+        cuts[axis] = slice(*bounds)
+    return np.asarray(data[tuple(cuts)])
+
+
+def _where(_: ir.Node, given: Given) -> np.ndarray | None:
+    condition, x, y = given
+    if condition is None or x is None or y is None or condition.dtype != np.bool_ or x.dtype != y.dtype:
+        return None
+    return np.where(condition, x, y)
+
+
+def _binary(function: Callable[[np.ndarray, np.ndarray], np.ndarray], kinds: str) -> AtOnce:
+    """An operator of two arrays of one dtype, of one of those kinds."""
+
+    def compute(_: ir.Node, given: Given) -> np.ndarray | None:
+        a, b = given
+        if a is None or b is None or a.dtype != b.dtype or a.dtype.kind not in kinds:
+            return None
+        return function(a, b)
+
+    return compute
+
+
+def _unary(function: Callable[[np.ndarray], np.ndarray], kinds: str) -> AtOnce:
+    def compute(_: ir.Node, given: Given) -> np.ndarray | None:
+        (a,) = given
+        return function(a) if a is not None and a.dtype.kind in kinds else None
+
+    return compute
+
+
+_AT_ONCE: Final[dict[str, AtOnce]] = {
+    "Add": _binary(np.add, "iuf"), "Cast": _cast, "Concat": _concat, "Div": _binary(np.divide, "f"),
+    "Equal": _binary(np.equal, "biuf"), "Expand": _expand, "Gather": _gather,
+    "Mul": _binary(np.multiply, "iuf"), "Not": _unary(np.logical_not, "b"), "Reshape": _reshape,
+    "Slice": _slice, "Sqrt": _unary(np.sqrt, "f"), "Sub": _binary(np.subtract, "iuf"),
+    "Transpose": _transpose, "Unsqueeze": _unsqueeze, "Where": _where,
+}  # fmt: skip

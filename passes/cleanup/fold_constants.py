@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Sequence
 from typing import ClassVar, Final, final
 
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, bodies, is_op, tensor_of
+from burnish.passes.base import Context, Numerics, Pass, bodies, is_op, tensor_of
 from burnish.passes.cleanup.evaluation import CLOSE, EXACT, MOVING, evaluate
 from burnish.passes.cleanup.inline_branch import inline_branch
 from burnish.passes.editing import Editor, is_templated
 from burnish.passes.shapes import Fact
+from burnish.weights import byte_size
 
 # What numpy does in one sweep; other operators are evaluated by slow reference code.
 _FAST: Final = MOVING | {"Add", "Div", "Mul", "Neg", "Sqrt", "Sub"}
@@ -80,12 +80,12 @@ class _Folder:
     def run(self) -> bool:
         """True when something changed."""
         before = len(self._context.rewrites)
-        for graph in all_graphs(self._model):
-            todo = deque(graph)
+        for first in self._context.nodes(self._model):
+            todo = [first]
             while todo:
-                node = todo.popleft()
+                node = todo.pop()
                 if node.graph is not None and not is_templated(node):
-                    todo.extendleft(reversed(self._visit(node)))
+                    todo.extend(reversed(self._visit(node)))
         return len(self._context.rewrites) > before
 
     def _visit(self, node: ir.Node) -> Sequence[ir.Node]:
@@ -149,7 +149,7 @@ class _Folder:
     def _pays(self, node: ir.Node) -> bool:
         """True when the result is small enough beside what goes; says why when it is not."""
         facts = [self._shapes[value] for value in node.outputs]
-        read = sum(tensor.nbytes for tensor in map(_tensor, node.inputs) if tensor is not None)
+        read = sum(byte_size(tensor) for tensor in map(_tensor, node.inputs) if tensor is not None)
         most = _QUICK_LIMIT if node.op_type in _QUICK else _SLOW_LIMIT
         if node.op_type not in _FAST and read > most:
             self._misses.append((node, f"{read} constant bytes are too many for {node.op_type} to be folded"))
@@ -222,4 +222,4 @@ def _freed(value: ir.Value | None, node: ir.Node) -> int:
     tensor = _tensor(value)
     if value is None or tensor is None or value.is_graph_output():
         return 0
-    return tensor.nbytes if all(user is node for user in value.consumers()) else 0
+    return byte_size(tensor) if all(user is node for user in value.consumers()) else 0

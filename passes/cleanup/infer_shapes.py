@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import ClassVar, final
 
 import onnx_ir as ir
 
 from burnish.passes.base import Context, Numerics, Pass, bodies
 from burnish.passes.cleanup.remove_expand import as_ir_shape
+from burnish.passes.dims import Dim
 from burnish.passes.shapes import Fact, Shapes
 
 
@@ -41,11 +43,22 @@ def _visit(graph: ir.Graph, shapes: Shapes, context: Context) -> int:
 def _write(value: ir.Value, fact: Fact, context: Context) -> bool:
     if value.is_graph_output() or fact.dtype is None or not isinstance(value.type, ir.TensorType | None):
         return False
+    if value.dtype == fact.dtype and (fact.shape is None or _says(value.shape, fact.shape)):
+        return False
     shape = value.shape if fact.shape is None else _merged(value.shape, as_ir_shape(fact.shape))
     if (value.dtype == fact.dtype and value.shape == shape) or not context.permit(value):
         return False
     value.type, value.shape = ir.TensorType(fact.dtype), shape
     return True
+
+
+def _says(written: ir.Shape | None, found: Sequence[Dim]) -> bool:
+    """True where the found sizes are all numbers, and are written down."""
+    return (
+        written is not None
+        and len(written) == len(found)
+        and all(new.size is not None and new.size == old for new, old in zip(found, written, strict=True))
+    )
 
 
 def _merged(written: ir.Shape | None, found: ir.Shape) -> ir.Shape:

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, final
 import numpy as np
 import onnx_ir as ir
 
-from burnish.passes.base import Context, Numerics, Pass, all_graphs, constant_of, is_templated
+from burnish.passes.base import Context, Numerics, Pass, constant_of, is_templated
 from burnish.passes.editing import Editor
 from burnish.passes.shape_contents import slice_bounds
 from burnish.passes.shape_rules import transpose_perm
@@ -43,16 +43,15 @@ class RemoveNoOp(Pass):
     def rewrite(self, model: ir.Model, context: Context) -> int:
         """Return how many nodes were removed, or became an Identity."""
         editor, shapes, removed = Editor(model), context.shapes(model), 0
-        for graph in all_graphs(model):
-            for node in list(graph):
-                source = None if node.graph is None else _handed_through(node, shapes)
-                if source is None or not context.permit(node):
-                    continue
-                if editor.can_replace(node.outputs[0], source):
-                    editor.replace(node.outputs[0], source)
-                else:
-                    editor.renew(node, "Identity", [source])
-                removed += 1
+        for node in context.nodes(model):
+            source = _handed_through(node, shapes)
+            if source is None or not context.permit(node):
+                continue
+            if editor.can_replace(node.outputs[0], source):
+                editor.replace(node.outputs[0], source)
+            else:
+                editor.renew(node, "Identity", [source])
+            removed += 1
         return removed
 
 
