@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from burnish.benchmarks.random_graphs import campaign
 from burnish.benchmarks.random_graphs.__main__ import main
-from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe
+from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe, check_seeds
 from burnish.benchmarks.random_graphs.examine import Subject, examine, examine_regions
 from burnish.benchmarks.random_graphs.generate import SIZES, generate
 from burnish.benchmarks.random_graphs.oracles import cases, evaluator, onnxruntime
@@ -197,3 +197,9 @@ def test_a_kernel_that_errs_on_empty_tensors_is_no_failure_of_a_pass() -> None:
     assert judged.judge(model("-1, 1", "Identity"), 0.0) is None
     assert judged.refused == ["a kernel gives another shape for empty tensors"]
     assert judged.judge(model("-1, 1", "Neg"), 0.0) is not None
+
+
+def test_so_does_one_of_a_model_that_the_evaluator_cannot_run() -> None:
+    tally = check_seeds([722])  # a ReduceSum of axis -2 behind a BiasGelu
+    assert tally.found == []
+    assert tally.notes["a kernel takes no empty batch or sequence"] > 0
