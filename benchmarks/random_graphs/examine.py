@@ -93,6 +93,7 @@ class Subject:
             return Failure("invalid", str(error)[-400:])
         if where and not self._kernel_errs(after, tolerance):
             return Failure("different", where)
+        where = ""
         with contextlib.suppress(ModelError):
             where = apart(evaluator(after), self.second, max(tolerance, _NEAR))
         return Failure("different", where, "evaluator") if where else None

@@ -115,7 +115,8 @@ def counted_from_front(model: bytes) -> bytes:
             rank = ranks.get(node.input[0]) if node.op_type.startswith("Reduce") else None
             if rank:
                 _count_from_front(graph, node, rank, constants)
-    return proto.SerializeToString()
+    content: bytes = proto.SerializeToString()
+    return content
 
 
 def _count_from_front(

@@ -29,8 +29,8 @@ class RemoveNoOp(Pass):
     Cast to the same dtype; Transpose to the same order; Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile
     and Split that keep the shape; Slice that keeps everything; Pad by nothing; Concat, Max, Min, Mean and Sum
     of one input; Dropout outside training; Clip of integers without bounds; multiplication by 1, the power
-    of 1, addition of integer 0, And with true, Or with false; Where with a constant condition; Resize to the sizes
-    that are there. Shapes are compared as polynomials in the names of the inputs' dims.
+    of 1, addition of integer 0, And with true, Or with false; Where with a constant condition; Resize to the
+    sizes that are there. Shapes are compared as polynomials in the names of the inputs' dims.
 
     Between an input and an output, which both keep their names, an Identity is left.
 
