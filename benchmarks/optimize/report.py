@@ -211,7 +211,8 @@ def cells(row: Row) -> tuple[str, ...]:
     return (
         row.tool, _cell(row.nodes, "d"), _yes(row.valid) if made else "-", _yes(row.equal) if made else "-",
         _cell(row.error, ".0e"), _cell(row.seconds, ".2f"), _cell(row.peak_mb, ".0f"),
-        _cell(row.min_ms, ".2f"), _cell(row.p50_ms, ".2f"), _cell(row.speedup, ".3f"), _safe(row.failure),
+        _cell(row.min_ms, ".2f"), _cell(row.p50_ms, ".2f"), _cell(row.speedup, ".3f"),
+        _safe(row.failure or row.note),
     )  # fmt: skip
 
 

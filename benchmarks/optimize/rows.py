@@ -27,6 +27,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     """The largest difference from the source, relative to its largest value."""
     failure: str = ""
     """Why it is not made, not valid, not equal, or not timed."""
+    note: str = ""
+    """Of a difference that the source's own rounding noise allows."""
     seconds: float | None = None
     """Loading, optimising and saving, imports not counted."""
     peak_mb: float | None = None
