@@ -24,9 +24,9 @@ from burnish.passes.base import Context, Pass
 from burnish.region_check import compare_regions
 from burnish.target import Target, is_own
 
-Kind = Literal["different", "invalid", "exception", "twice", "region"]
-"""`twice`: passes change again what they made; `region`: a comparison at changes missed what the whole one
-shows."""
+Kind = Literal["different", "invalid", "exception", "twice", "region", "crash"]
+"""`crash`: the process ended, which the graph itself does not make it; `twice`: passes change again what they
+made; `region`: a comparison at changes missed what the whole one shows."""
 
 _CONTRIB: Final = "com.microsoft"
 _SEVERAL: Final = 10.0
