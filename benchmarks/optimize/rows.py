@@ -27,8 +27,6 @@ class Row(msgspec.Struct, omit_defaults=True):
     """The largest difference from the source, relative to its largest value."""
     failure: str = ""
     """Why it is not made, not valid, not equal, or not timed."""
-    note: str = ""
-    """Of a difference that the source's own rounding noise allows."""
     seconds: float | None = None
     """Loading, optimising and saving, imports not counted."""
     peak_mb: float | None = None
@@ -38,6 +36,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     speedup: float | None = None
     """Smallest time of the source by smallest own time, of the same run."""
     p50_speedup: float | None = None
+    note: str = ""
+    """Of a difference that the source's own rounding noise allows."""
 
     @property
     def right(self) -> bool:

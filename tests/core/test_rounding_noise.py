@@ -1,6 +1,8 @@
 """Where a model rounds more than a pass may, its own noise decides; wrong rewrites are refused."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -8,8 +10,9 @@ import onnx_ir as ir
 import pytest
 
 import burnish.checking
+from burnish.benchmarks.optimize import judge
 from burnish.checking import DifferentialChecker
-from burnish.model import signature
+from burnish.model import signature, to_bytes
 from burnish.passes.base import Context, Numerics, Pass
 from burnish.passes.recipe import Recipe
 from burnish.passes.runner import Verdict, WrongRewriteError, run_recipe
@@ -138,6 +141,21 @@ def test_the_receipt_says_what_noise_allowed(monkeypatch: pytest.MonkeyPatch, ri
     assert receipt.max_rel_error is not None
     assert receipt.max_rel_error > ROUNDING.tolerance
     assert "is allowed by the model's own rounding noise" in receipt.notes[-1]
+
+
+def test_other_tools_are_judged_by_the_same_rule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"source": model(), "right": model(OTHER_ORDER), "wrong": model(OTHER_ORDER, mask=(0, 1))}
+    paths = {name: tmp_path / f"{name}.onnx" for name in given}
+    for name, path in paths.items():
+        path.write_bytes(to_bytes(given[name]))
+    judge.main(*map(str, paths.values()))
+    right, wrong = map(json.loads, capsys.readouterr().out.splitlines())
+    assert right["valid"]
+    assert right["equal"]
+    assert "is allowed by the model's own rounding noise" in right["note"]
+    assert wrong["valid"]
+    assert not wrong["equal"]
+    assert wrong["failure"].startswith("differs at y")
 
 
 def test_neighbours() -> None:
