@@ -29,6 +29,7 @@ from burnish.model import Split, expose, signature, to_bytes
 from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
 from burnish.region_check import compare_regions
+from burnish.rounding_noise import MOST, furthest, limits
 from burnish.runtime.reference import ModelSource, Reference
 from burnish.waypoints import Results, Waypoints, fitting, results, waypoints
 from burnish.weights import weight_bytes
@@ -162,7 +163,15 @@ class DifferentialChecker:
         lossy = numerics.by_norm
         found = [worst(a, b, lossy=lossy) for a, b in zip(reference, actual, strict=True)]
         index = max(_judging(found, judges), key=lambda i: found[i].judged(lossy=lossy))
-        return Verdict(found[index], sizes, cases[index][0])
+        verdict = Verdict(found[index], sizes, cases[index][0])
+        if numerics is not Numerics.ROUNDING or verdict.keeps(numerics) or not found[index].within(MOST):
+            return verdict
+        run = functools.partial(_run, model=before, promise=promise)
+        allowed: Sequence[Mapping[str, float]] = [{} for _ in cases]
+        with contextlib.suppress(ModelError):  # what does not run with moved weights allows nothing
+            allowed = limits(before, cases, reference, run)
+        index, apart, limit = furthest(reference, actual, allowed, numerics.tolerance)
+        return Verdict(apart, sizes, cases[index][0], limit=limit)
 
     def _promise(self, before: ir.Model, after: ir.Model) -> InPlace | None:
         """In what the two must be equal, where one of them updates a cache in place; None: in all."""
@@ -281,12 +290,12 @@ def _outputs(
     """What a model computes, as far as it promises anything; `optimize`: as it is deployed."""
     if optimize:
         with model_file(model) as source:
-            return _run(Reference(source, optimize=True), model, cases, promise)
-    return _run(judge(model), model, cases, promise)
+            return _run(Reference(source, optimize=True), cases, model, promise)
+    return _run(judge(model), cases, model, promise)
 
 
 def _run(
-    reference: Reference, model: ir.Model, cases: Sequence[Case], promise: InPlace | None
+    reference: Reference, cases: Sequence[Case], model: ir.Model, promise: InPlace | None
 ) -> list[Arrays]:
     if promise is None:
         return [reference(feeds) for _, feeds in cases]

@@ -75,7 +75,7 @@ def upgrade(
     for made in conversions(given.model, opset):
         tell(f"comparing opset {opset} with opset {made.before}")
         verdict = checker(given.model, made.model, Numerics.ROUNDING)
-        if not verdict.difference.within(Numerics.ROUNDING.tolerance):
+        if not verdict.keeps(Numerics.ROUNDING):
             failure = f"output {verdict.difference.name!r} differs by {verdict.difference.max_rel:.3g}"
             failure = verdict.failure or failure
             continue
@@ -83,7 +83,7 @@ def upgrade(
             step="export", numerics=Numerics.ROUNDING.name.lower(), nodes_before=node_count(given.model),
             nodes_after=node_count(made.model), max_abs_error=verdict.difference.max_abs,
             max_rel_error=verdict.difference.max_rel, assignments=verdict.assignments,
-            notes=(*made.notes, *checker.notes),
+            notes=(*made.notes, *verdict.notes(Numerics.ROUNDING), *checker.notes),
         )  # fmt: skip
         return Artifact.create(made.model, _manifest(path, known, made, receipt))
     raise MismatchError(

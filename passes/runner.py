@@ -44,6 +44,23 @@ class Verdict:
     """Why the model could not be loaded or run, if so; the difference is then infinite."""
     places: str = ""
     """Where it was compared, if not at the outputs."""
+    limit: float = 0.0
+    """How far that output may be off by the own noise of the model before (see `burnish.rounding_noise`)."""
+
+    def keeps(self, numerics: Numerics) -> bool:
+        """True where no output is further off than is promised, or than that noise allows."""
+        return self.difference.within(self.allowed(numerics), lossy=numerics.by_norm)
+
+    def allowed(self, numerics: Numerics) -> float:
+        """How far the output may be off."""
+        return max(numerics.tolerance, self.limit)
+
+    def notes(self, numerics: Numerics) -> tuple[str, ...]:
+        """What is to be said where noise allows more than is promised."""
+        if self.limit <= numerics.tolerance:
+            return ()
+        where = f"output {self.difference.name!r} is {self.difference.max_rel:.2g} off"
+        return (f"{where}: {self.limit:.2g} is allowed by the model's own rounding noise",)
 
 
 @final
@@ -210,9 +227,9 @@ def _step(
     receipt = _stamp(
         receipt, started, max_abs_error=verdict.difference.max_abs,
         max_rel_error=_judged(verdict, numerics), assignments=verdict.assignments,
-        places=verdict.places,
+        places=verdict.places, notes=(*receipt.notes, *verdict.notes(numerics)),
     )  # fmt: skip
-    if _kept(verdict, numerics):
+    if verdict.keeps(numerics):
         return candidate, receipt, misses
     error = _mismatch(pass_, before, context, check, verdict)
     if on_mismatch == "refuse":
@@ -317,10 +334,6 @@ def _judged(verdict: Verdict, numerics: Numerics) -> float:
     return verdict.difference.l2 if numerics.by_norm else verdict.difference.max_rel
 
 
-def _kept(verdict: Verdict, numerics: Numerics) -> bool:
-    return verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm)
-
-
 def _mismatch(
     pass_: Pass, current: ir.Model, context: Context, check: Checker, verdict: Verdict
 ) -> WrongRewriteError:
@@ -331,7 +344,7 @@ def _mismatch(
     at = f" at {sizes}" if sizes else ""
     apart = verdict.failure or (
         f"output {verdict.difference.name!r} differs by {_judged(verdict, numerics):.3g}, "
-        f"allowed is {numerics.tolerance:g}"
+        f"allowed is {verdict.allowed(numerics):.3g}"
     )
     return WrongRewriteError(f"{named(pass_)} changed the result{place}{at}: {apart}.", culprit)
 
@@ -351,7 +364,7 @@ def _bisect(pass_: Pass, current: ir.Model, context: Context, check: Checker, ve
         work = _Work(current, in_place=False)
         work.apply(pass_, context, middle)
         found = check(current, work.after, numerics)
-        if _kept(found, numerics):
+        if found.keeps(numerics):
             good, right = middle, work.after
         else:
             bad, wrong, verdict = middle, work.after, found

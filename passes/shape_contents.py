@@ -7,7 +7,7 @@ from typing import Final
 
 import onnx_ir as ir
 
-from burnish.passes.base import tensor_of
+from burnish.passes.base import is_op, tensor_of
 from burnish.passes.dims import Dim, product
 from burnish.passes.shapes import MAX_CONTENT, Call, Shape
 
@@ -15,6 +15,7 @@ Content = Callable[[Call], Shape | None]
 Bounds = dict[int, tuple[Dim, Dim, int]]
 """axis -> start, end, step"""
 
+_REARRANGING: Final = ("Reshape", "Squeeze", "Unsqueeze")
 _INTEGERS: Final = (ir.DataType.INT32, ir.DataType.INT64, ir.DataType.BOOL)
 
 
@@ -45,6 +46,15 @@ def _operand(call: Call, name: str, index: int) -> Shape | None:
 
 def _same(call: Call) -> Shape | None:
     return call.input(0).content
+
+
+def _rearranged(call: Call) -> Shape | None:
+    """The same elements, also where a higher rank was between, at which no content is known."""
+    value: ir.Value | None = call.node.inputs[0]
+    while value is not None and call.shapes[value].content is None:
+        maker = value.producer()
+        value = maker.inputs[0] if maker and any(is_op(maker, op) for op in _REARRANGING) else None
+    return None if value is None else call.shapes[value].content
 
 
 def _cast(call: Call) -> Shape | None:
@@ -211,6 +221,6 @@ CONTENTS: Final[dict[str, Content]] = {
     "Max": _elementwise(_larger), "Min": _elementwise(_smaller), "Neg": _negate, "Where": _where,
     "Cast": _cast, "CastLike": _cast, "Concat": _concat, "Constant": _constant,
     "ConstantOfShape": _constant_of_shape, "Expand": _expand, "Gather": _gather, "Identity": _same,
-    "Range": _range, "ReduceProd": _reduce_product, "Reshape": _same, "Shape": _shape, "Size": _size,
-    "Slice": _slice, "Squeeze": _same, "Unsqueeze": _same,
+    "Range": _range, "ReduceProd": _reduce_product, "Reshape": _rearranged, "Shape": _shape, "Size": _size,
+    "Slice": _slice, "Squeeze": _rearranged, "Unsqueeze": _rearranged,
 }  # fmt: skip

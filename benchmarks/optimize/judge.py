@@ -34,6 +34,8 @@ class Judgement(msgspec.Struct):
     equal: bool = False
     error: float | None = None
     failure: str = ""
+    note: str = ""
+    """Of a difference that the source's own rounding noise allows."""
     compared: int = 0
     """Assignments of the dynamic dims."""
 
@@ -65,7 +67,7 @@ def judge_all(source: Path, results: Mapping[str, Path], rows: Mapping[str, Row]
 
 def _enter(found: Judgement, row: Row) -> None:
     row.nodes, row.ops, row.valid, row.equal = found.nodes, found.ops, found.valid, found.equal
-    row.error, row.failure = found.error, found.failure
+    row.error, row.failure, row.note = found.error, found.failure, found.note
 
 
 def main(source: str, *results: str) -> None:
@@ -91,7 +93,7 @@ def _judge(found: Judgement, original: ir.Model, checker: DifferentialChecker) -
     found.compared, found.failure = len(verdict.assignments), " ".join(verdict.failure.split())[:_KEPT]
     if not verdict.failure:
         found.error = verdict.difference.max_rel
-        found.equal = verdict.difference.within(numerics.tolerance, lossy=numerics.by_norm)
+        found.equal, found.note = verdict.keeps(numerics), "; ".join(verdict.notes(numerics))
     if not found.equal and not found.failure:
         found.failure = f"differs at {verdict.difference.name} ({_sizes(verdict.failed_at)})"
 

@@ -36,6 +36,8 @@ class Row(msgspec.Struct, omit_defaults=True):
     speedup: float | None = None
     """Smallest time of the source by smallest own time, of the same run."""
     p50_speedup: float | None = None
+    note: str = ""
+    """Of a difference that the source's own rounding noise allows."""
 
     @property
     def right(self) -> bool:

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import msgspec
 
 from burnish._version import __version__
-from burnish.benchmarks.random_graphs.campaign import Found, Tally, as_npz, check_seeds
+from burnish.benchmarks.random_graphs.block import check_block
 from burnish.files import write_file
 
 _BLOCK: Final = 100
@@ -28,28 +29,6 @@ def _blocks(first: int, count: int) -> Iterator[range]:
         end = min((start // _BLOCK + 1) * _BLOCK, first + count)
         yield range(start, end)
         start = end
-
-
-def keep(found: Found, folder: Path) -> Path:
-    """Write a failure: the model, its inputs, and what is wrong."""
-    step = found.step.partition("{")[0] or found.check.replace(" ", "-")
-    path = folder / f"{found.seed}-{step}.onnx"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(path, found.model)
-    write_file(path.with_suffix(".npz"), as_npz(found.feeds))
-    return path
-
-
-def _done(tally: Tally, folder: Path) -> dict[str, Any]:
-    failures = [
-        {
-            "seed": found.seed, "check": found.check, "kind": found.failure.kind, "pass": found.step,
-            "detail": found.failure.detail, "oracle": found.failure.oracle,
-            "model": str(keep(found, folder)),
-        }
-        for found in tally.found
-    ]  # fmt: skip
-    return {"counts": dict(tally.counts), "notes": dict(tally.notes), "failures": failures}
 
 
 @click.command()
@@ -70,8 +49,8 @@ def main(first: int, count: int, output: Path, force: bool) -> None:
         path = output / "done" / f"{__version__}-{seeds.start}-{seeds.stop}.json"
         if force or not path.exists():
             with console.status(f"graphs {seeds.start:,} to {seeds.stop - 1:,}; {len(failures)} failures"):
-                done = _done(check_seeds(seeds), output / "failures")
-            write_file(path, (json.dumps(done, indent=1) + "\n").encode())
+                done = check_block(seeds, output / "failures")
+            write_file(path, msgspec.json.format(msgspec.json.encode(done), indent=1) + b"\n")
         block = json.loads(path.read_text(encoding="utf-8"))
         counts.update(block["counts"])
         notes.update(block["notes"])

@@ -93,6 +93,44 @@ def _unable(error: Exception) -> ModelError:
     )  # fmt: skip
 
 
+def counted_from_front(model: bytes) -> bytes:
+    """The same model with the axes of its reductions counted from the first, where they are constants.
+
+    onnxruntime 1.31 keeps an axis of an empty tensor that a reduction names by a negative number.
+    """
+    proto = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(model))
+    infos = [
+        info for graph in graphs_of(proto.graph) for info in (*graph.input, *graph.value_info, *graph.output)
+    ]
+    ranks = {
+        info.name: len(info.type.tensor_type.shape.dim)
+        for info in infos
+        if info.type.tensor_type.HasField("shape")
+    }
+    for graph in graphs_of(proto.graph):
+        constants = {tensor.name: tensor for tensor in proto.graph.initializer} | {
+            tensor.name: tensor for tensor in graph.initializer
+        }
+        for node in graph.node:
+            rank = ranks.get(node.input[0]) if node.op_type.startswith("Reduce") else None
+            if rank:
+                _count_from_front(graph, node, rank, constants)
+    content: bytes = proto.SerializeToString()
+    return content
+
+
+def _count_from_front(
+    graph: onnx.GraphProto, node: onnx.NodeProto, rank: int, constants: Mapping[str, onnx.TensorProto]
+) -> None:
+    for attribute in node.attribute:
+        if attribute.name == "axes":
+            attribute.ints[:] = [axis % rank for axis in attribute.ints]
+    if len(node.input) > 1 and node.input[1] in constants:
+        axes = onnx.numpy_helper.to_array(constants[node.input[1]]) % rank
+        node.input[1] = f"{node.output[0]}@axes"
+        graph.initializer.append(onnx.numpy_helper.from_array(axes, node.input[1]))
+
+
 def cases(run: Run, model: bytes, sizes: Sequence[Sizes], seed: int, *, special: bool = False) -> list[Case]:
     """Those of the sizes at which the model runs; none of 0 where it has a Scan.
 

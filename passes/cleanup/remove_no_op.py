@@ -28,9 +28,9 @@ class RemoveNoOp(Pass):
 
     Cast to the same dtype; Transpose to the same order; Reshape, Flatten, Squeeze, Unsqueeze, Expand, Tile
     and Split that keep the shape; Slice that keeps everything; Pad by nothing; Concat, Max, Min, Mean and Sum
-    of one input; Dropout outside training; Clip without bounds; multiplication by 1, the power of 1,
-    addition of integer 0, And with true, Or with false; Where with a constant condition; Resize to the sizes
-    that are there. Shapes are compared as polynomials in the names of the inputs' dims.
+    of one input; Dropout outside training; Clip of integers without bounds; multiplication by 1, the power
+    of 1, addition of integer 0, And with true, Or with false; Where with a constant condition; Resize to the
+    sizes that are there. Shapes are compared as polynomials in the names of the inputs' dims.
 
     Between an input and an output, which both keep their names, an Identity is left.
 
@@ -112,8 +112,10 @@ def _dropout(call: Call) -> int | None:
 
 
 def _clip(call: Call) -> int | None:
-    bounded = {"min", "max"} & call.node.attributes.keys() or call.has(1) or call.has(2)
-    return None if bounded or call.opset < 11 else 0
+    """Of integers: without bounds, onnxruntime makes the infinities of floats the largest finite numbers."""
+    bounded = call.has(1) or call.has(2) or call.opset < 11
+    dtype = call.input(0).dtype
+    return None if bounded or dtype is None or dtype.is_floating_point() else 0
 
 
 def _resize(call: Call) -> int | None:

@@ -121,3 +121,7 @@ def test_it_is_written_in_the_order_of_the_table(results: list[Result], tmp_path
 def test_a_tool_without_a_result_has_no_verdict() -> None:
     assert cells(Row("onnxsim", failure="killed"))[1:4] == ("-", "-", "-")
     assert set(OURS) > {ALONE}
+
+
+def test_what_noise_allowed_is_told() -> None:
+    assert cells(Row("onnxsim", 5, {}, True, True, 2e-4, note="y is 0.0002 off"))[-1] == "y is 0.0002 off"

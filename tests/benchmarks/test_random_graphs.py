@@ -1,20 +1,25 @@
 """The generator, the judges, the shrinker, and the command."""
 
 import dataclasses
+import itertools
 import json
+import platform
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 
-from burnish.benchmarks.random_graphs import campaign
+from burnish.benchmarks.optimize.children import Ended
+from burnish.benchmarks.random_graphs import block, campaign
 from burnish.benchmarks.random_graphs.__main__ import main
-from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe
+from burnish.benchmarks.random_graphs.campaign import Tally, check_recipe, check_seeds
 from burnish.benchmarks.random_graphs.examine import Subject, examine, examine_regions
 from burnish.benchmarks.random_graphs.generate import SIZES, generate
 from burnish.benchmarks.random_graphs.oracles import cases, evaluator, onnxruntime
@@ -165,22 +170,65 @@ def test_two_oracles_that_differ_judge_nothing() -> None:
     assert evaluator(model)(known[0].feeds).keys() == {"z", "w"}
 
 
+def in_this_process(command: Sequence[str], *, limit_s: float) -> Ended:
+    folder, *seeds = command[command.index(block.__name__) + 1 :]
+    done = [block.check_one(int(seed), Path(folder)) for seed in seeds]
+    return Ended("\n".join(msgspec.json.encode(each).decode() for each in done), "")
+
+
+def test_a_graph_that_ends_the_process_is_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the source the process dies by itself at 5, with burnish's result alone at 6."""
+
+    def dying(command: Sequence[str], *, limit_s: float) -> Ended:
+        folder, *seeds = command[command.index(block.__name__) + 1 :]
+        if folder == "--source":
+            return Ended("", "killed by SIGFPE" if seeds == ["5"] else "")
+        lived = list(itertools.takewhile(lambda seed: seed not in "56", seeds))
+        ended = in_this_process([*command[: -len(seeds)], *lived], limit_s=limit_s)
+        return ended._replace(failure="" if lived == seeds else "killed by SIGFPE")
+
+    monkeypatch.setattr(block, "run", dying)
+    monkeypatch.setattr(campaign, "recipe", lambda: ())
+    result = CliRunner().invoke(main, ["--first", "4", "--count", "4", "--output", str(tmp_path)])
+    assert result.exit_code == 1, result.output
+    (done,) = (tmp_path / "done").iterdir()
+    found = msgspec.json.decode(done.read_bytes(), type=block.Done)
+    assert found.seeds == [4, 5, 6, 7]
+    assert found.counts["graphs"] == 4
+    assert "graph 5 itself ends onnxruntime's process: killed by SIGFPE" in found.notes
+    (failure,) = found.failures
+    assert (failure["seed"], failure["kind"], failure["detail"]) == (6, "crash", "killed by SIGFPE")
+    assert Path(failure["model"]).read_bytes() == generate(6).model
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="its division alone traps")
+def test_a_process_that_dies_is_told_from_one_that_does_not(tmp_path: Path) -> None:
+    """Graph 23162 takes the remainder of the largest of nothing: onnxruntime divides the lowest by -1."""
+    done = block.check_block([23162, 2], tmp_path)
+    assert done.seeds == [23162, 2]
+    assert done.failures == []
+    assert any(note.startswith("graph 23162 itself ends") for note in done.notes)
+
+
 def test_the_command_keeps_failures_and_does_not_do_a_block_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(campaign, "recipe", lambda: (Wrong("Add", "Sub"),))
+    monkeypatch.setattr(block, "run", in_this_process)
     run = ["--first", "4", "--count", "3", "--output", str(tmp_path)]
     first = CliRunner().invoke(main, run)
     assert first.exit_code == 1, first.output
-    (block,) = (tmp_path / "done").iterdir()
-    failures = json.loads(block.read_text())["failures"]
+    (done,) = (tmp_path / "done").iterdir()
+    failures = json.loads(done.read_text())["failures"]
     assert failures
     assert all(Path(each["model"]).exists() for each in failures)
     assert {each["pass"] for each in failures if each["check"].startswith("recipe")} == {
         "wrong{old=Add,new=Sub}"
     }
     with monkeypatch.context() as patch:
-        patch.setattr("burnish.benchmarks.random_graphs.__main__.check_seeds", None)
+        patch.setattr("burnish.benchmarks.random_graphs.__main__.check_block", None)
         again = CliRunner().invoke(main, run)
     assert again.output.splitlines()[-1] == first.output.splitlines()[-1]
 
@@ -197,3 +245,9 @@ def test_a_kernel_that_errs_on_empty_tensors_is_no_failure_of_a_pass() -> None:
     assert judged.judge(model("-1, 1", "Identity"), 0.0) is None
     assert judged.refused == ["a kernel gives another shape for empty tensors"]
     assert judged.judge(model("-1, 1", "Neg"), 0.0) is not None
+
+
+def test_so_does_one_of_a_model_that_the_evaluator_cannot_run() -> None:
+    tally = check_seeds([722])  # a ReduceSum of axis -2 behind a BiasGelu
+    assert tally.found == []
+    assert tally.notes["a kernel takes no empty batch or sequence"] > 0

@@ -37,11 +37,11 @@ def test_a_thousand_graphs(first: int) -> None:
 
 def test_what_is_put_in_vanishes_or_is_said_to_stay() -> None:
     tally = Tally()
-    for seed in range(1000, 1015):
+    for seed in (*range(1000, 1015), 22945, 23373):  # of the last two, sizes go through a higher rank
         check_relations(generate(seed).model, seed, tally)
     assert [(each.seed, each.check, each.failure) for each in tally.found] == []
     assert all(tally.counts[relation] >= 3 for relation in RELATIONS), tally.counts
-    assert tally.counts["other names"] == tally.counts["other order"] == 15
+    assert tally.counts["other names"] == tally.counts["other order"] == 17
     assert not any(note.startswith("another order") for note in tally.notes)
 
 

@@ -18,7 +18,6 @@ NOTHING = [
     "Max (a)",
     "Sum (a)",
     "Dropout (a)",
-    "Clip (a)",
     "Pad (a, nothing)",
     "Split <axis = 2, num_outputs = 1> (a)",
     "Mul (a, one)",
@@ -62,6 +61,7 @@ SOMETHING = [
     "Slice (a, start, end, axes, back)",
     "Slice (a, start, less)",
     "Concat <axis = 1> (a, a)",
+    "Clip (a)",  # infinities become the largest finite numbers
     "Clip (a, zero)",
     "Pad (a, some)",
     "Mul (a, two)",

@@ -377,3 +377,18 @@ def test_a_size_that_is_0_where_a_multiple_of_it_stands_is_no_copy() -> None:
         }
     """)
     assert spelt(found["y"].shape) == "batch,sequence,8"
+
+
+def test_contents_come_back_from_a_higher_rank() -> None:
+    found = facts("""
+        g (float[batch, 8] x) => (int64[2] y, int64[2] z, int64[2] w)
+        <int64[1] axis = {0}, int64[2] two = {0, 1}, int64[1] flat = {-1}, int64[2] column = {2, 1}>
+        {
+            s = Shape (x)
+            u = Unsqueeze (s, axis)  v = Unsqueeze (u, axis)  y = Squeeze (v, two)
+            r = Reshape (s, column)  z = Reshape (r, flat)
+            t = Transpose (r)        w = Squeeze (t, axis)
+        }
+    """)
+    assert [spelt(found[name].content) for name in "yzw"] == ["batch,8", "batch,8", "?"]
+    assert found["u"].content is None
