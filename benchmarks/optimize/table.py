@@ -137,7 +137,7 @@ _PICTURES: Final = (
     _transformer("swin-tiny", "image-classification/swin", "swin"),
     _transformer("pvt-tiny", "image-classification/pvt", "vit"),
     _transformer("segformer-b0", "semantic-segmentation/segformer", "vit"),
-    _transformer("clip-base-32", "zero-shot-image-classification/clip", "clip"),
+    _transformer("clip-base-32", "zero-shot-image-classification/clip", "clip", sizes={"sequence": 77}),
     _transformer("yolos-tiny", "object-detection/yolos", "vit", {
         "hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768, "num_hidden_layers": 12,
         "image_size": [512, 512]}),

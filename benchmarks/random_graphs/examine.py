@@ -86,20 +86,24 @@ class Subject:
 
     def judge(self, after: bytes, tolerance: float) -> Failure | None:
         """What is wrong with a model that was made of this one."""
+        failure: Failure | None = None
         try:
             onnx.checker.check_model(_checkable(after))
             where = apart(onnxruntime(after), self.cases, tolerance, self.refused)
-        except (ModelError, onnx.checker.ValidationError) as error:
+            failure = Failure("different", where) if where else None
+        except onnx.checker.ValidationError as error:
             return Failure("invalid", str(error)[-400:])
-        if where and not self._kernel_errs(after, tolerance):
-            return Failure("different", where)
+        except ModelError as error:
+            failure = Failure("invalid", str(error)[-400:])
+        if failure is not None and not self._kernel_errs(after, tolerance):
+            return failure
         where = ""
         with contextlib.suppress(ModelError):
             where = apart(evaluator(after), self.second, max(tolerance, _NEAR))
         return Failure("different", where, "evaluator") if where else None
 
     def _kernel_errs(self, after: bytes, tolerance: float) -> bool:
-        """True where only empty tensors give another result: see `counted_from_front`."""
+        """True where only empty tensors give another result, or none: see `counted_from_front`."""
         empty = [case for case in self.cases if any(array.size == 0 for array in case.feeds.values())]
         full = [case for case in self.cases if all(array.size for array in case.feeds.values())]
         with contextlib.suppress(ModelError):
