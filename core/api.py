@@ -23,6 +23,7 @@ from burnish.explaining import explain as explained
 from burnish.exporting import export as export
 from burnish.manifest import Manifest, Receipt
 from burnish.model import node_count, signature
+from burnish.on_target import on_target
 from burnish.passes.base import Numerics
 from burnish.passes.recipe import Recipe
 from burnish.passes.recipes import optimize_recipe, quantize_recipe
@@ -31,7 +32,7 @@ from burnish.passes.third_party import package_of
 from burnish.sources import ModelLike, Source, left_out, need_output, open_source
 from burnish.target import Target, get_target, is_own
 from burnish.versions import versions
-from burnish.workbench import Workbench
+from burnish.workbench import Workbench, runs_here
 
 if TYPE_CHECKING:
     from burnish.calibration import Calibration
@@ -69,7 +70,7 @@ def optimize(
     """
     measured = bool(options.pop("measured", True))
     chosen = get_target(target)
-    default = optimize_recipe(measured=chosen.provider == "CPUExecutionProvider")
+    default = optimize_recipe(measured=runs_here(chosen))
     return _rewrite(
         model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, **options,
@@ -118,7 +119,7 @@ def quantize(
             "Pass data=SAMPLES (.npz files or feeds), or data='random' to try it out.",
             code="CALIB_EMPTY",
         )
-    default = quantize_recipe(scheme, measured=chosen.provider == "CPUExecutionProvider")
+    default = quantize_recipe(scheme, measured=runs_here(chosen))
     return _rewrite(
         model, chosen, read_recipe(recipe, default), output=output, return_receipts=return_receipts,
         on_mismatch=on_mismatch, measured=measured, data=data, **options,
@@ -248,6 +249,7 @@ def _deployed(
     rel = verdict.difference.l2 if numerics.by_norm else verdict.difference.max_rel
     if target.provider == "CPUExecutionProvider":
         notes = (*notes, executed(outcome.model))
+    notes = (*notes, *on_target(checker, source.model, outcome.model, target, numerics))
     return Receipt(
         step="deployed", numerics=numerics.name.lower(), max_abs_error=verdict.difference.max_abs,
         max_rel_error=rel, nodes_before=node_count(source.model), nodes_after=node_count(outcome.model),

@@ -7,6 +7,7 @@ What is compared is made by the passes: the inverses of `drop-slower` write the 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import statistics
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from burnish.costs import (
     Known,
     Ratio,
     Run,
+    gpu_class,
     machine_class,
     own_path,
     read_table,
@@ -78,13 +80,16 @@ def run_here(target: str, threads: int | None = None) -> Run:
     """A run of this machine and installation, without costs yet.
 
     Args:
-        target: name of a target that runs on this machine's CPU.
+        target: name of a target that runs on this machine.
         threads: of a session; None: what this machine allows.
     """
     from burnish.runtime.machine import machine, versions
 
     here, installed = machine(), versions()
     onnxruntime = installed.get("onnxruntime-gpu") or installed.get("onnxruntime") or "0.0"
+    if get_target(target).device == "cuda" and here.gpus:
+        gpu = here.gpus[0]
+        return Run(target, gpu_class(gpu.capability), gpu.name, (), onnxruntime)
     count = threads or here.threads.intra_op
     return Run(target, machine_class(here.features, count), here.cpu, here.features, onnxruntime)
 
@@ -104,7 +109,7 @@ def calibrate_costs(
     """Measure what the table does not know yet, and keep each result as it comes.
 
     Args:
-        target: must run on this machine's CPU.
+        target: must run on this machine.
         only: a pattern such as `*LayerNormalization`, for operators without their domain.
         seconds: stop after these; the next call goes on.
         threads: of the sessions; None: what this machine allows.
@@ -115,16 +120,18 @@ def calibrate_costs(
         families: what to measure.
 
     Raises:
-        TargetError: the target does not run on this machine's CPU, or `only` fits no operator.
+        ProviderError: the target does not run on this machine (EP_UNAVAILABLE); what is missing is named.
+        TargetError: `only` fits no operator that the target has (COSTS_PATTERN).
         CostTableError: the table, or the shipped one, cannot be used (COSTS_INVALID).
         OutputError: it cannot be written.
     """
-    if get_target(target).provider != "CPUExecutionProvider":
-        why = "its provider is not the CPU's"
-        raise TargetError(f"Costs of target {target!r} cannot be measured: {why}.", "Use target cpu.")
+    from burnish.runtime.providers import require
+
+    there = require(get_target(target).name)
+    families = [family for family in families if there.has_kernel(family.domain, family.op_type)]
     todo = [(family, size) for family in _chosen(only, families) for size in family.grid]
     keeper = _Keeper(output or own_path(), run_here(target, threads), again=again)
-    timer, left = measure or _timer(threads), len(todo)
+    timer, left = measure or _timer(target, threads), len(todo)
     end = float("inf") if seconds is None else time.monotonic() + seconds
     try:
         for family, size in todo:
@@ -148,16 +155,18 @@ def _chosen(only: str | None, families: Sequence[Family]) -> list[Family]:
     return found
 
 
-def _timer(threads: int | None) -> Measure:
+def _timer(target: str, threads: int | None) -> Measure:
     from burnish.runtime.timing import compare_speed
+
+    compare = functools.partial(compare_speed, threads=threads, budget_s=_BUDGET_S, provider=target)
 
     def measure(a: ir.Model, b: ir.Model, feeds: Mapping[str, np.ndarray]) -> Ratio:
         first, second = to_bytes(a), to_bytes(b)
-        ratio = compare_speed(first, second, feeds, threads=threads, budget_s=_BUDGET_S)
+        ratio = compare(first, second, feeds)
         if not ratio.exceeds(MARGIN):
             return ratio
         # What passes act upon is measured twice: a busy moment can last for a whole measurement.
-        again = compare_speed(first, second, feeds, threads=threads, budget_s=_BUDGET_S)
+        again = compare(first, second, feeds)
         low, high = min(ratio.low, again.low), max(ratio.high, again.high)
         return Ratio(min(ratio.value, again.value), low, high, ratio.rounds + again.rounds)
 

@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, final
 
@@ -30,7 +30,9 @@ from burnish.passes.base import Numerics
 from burnish.passes.runner import Verdict
 from burnish.region_check import compare_regions
 from burnish.rounding_noise import MOST, furthest, limits
+from burnish.runtime.options import CudaOptions, Options
 from burnish.runtime.reference import ModelSource, Reference
+from burnish.runtime.session import Session, executed_ops
 from burnish.waypoints import Results, Waypoints, fitting, results, waypoints
 from burnish.weights import weight_bytes
 
@@ -45,6 +47,9 @@ _HEAVY: Final = frozenset(
     }
 )  # fmt: skip
 """Ops in which the time of a model goes, in float and in int8."""
+
+EXACT: Final[Mapping[str, Options]] = {"cuda": Options(cuda=CudaOptions(tf32=False))}
+"""Providers beside the CPU's whose results can be judged, and how they compute in float32 then."""
 
 _PROMISE: Final = (
     "the cache is updated in place: not compared were what is computed for padding, and several new tokens "
@@ -112,11 +117,23 @@ class DifferentialChecker:
             verdict = self._at_changes(before, after, numerics.tolerance)
             if verdict is not None:
                 return verdict
-        return self._compare(before, after, numerics, deployed=False)
+        return self._compare(before, after, numerics)
 
-    def deployed(self, original: ir.Model, result: ir.Model, numerics: Numerics) -> Verdict:
-        """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed."""
-        return self._compare(original, result, numerics, deployed=True)
+    def deployed(
+        self, original: ir.Model, result: ir.Model, numerics: Numerics, provider: str = "cpu"
+    ) -> Verdict:
+        """Compare the end with the start, onnxruntime's own optimiser on: as the model is deployed.
+
+        Args:
+            original: runs on the CPU, optimiser off.
+            result: runs on the provider, optimiser on.
+            numerics: what is allowed.
+            provider: `cpu`, or one in `EXACT`.
+
+        Raises:
+            ProviderError: that provider is not there, or leaves nodes to the CPU.
+        """
+        return self._compare(original, result, numerics, deployed=provider)
 
     def cases(self, before: ir.Model, after: ir.Model, numerics: Numerics) -> list[Case]:
         """What the two are compared on, as `before` takes it; those that are judged by come first."""
@@ -148,13 +165,15 @@ class DifferentialChecker:
         known = self._waypoints if self._waypoints is not None and self._waypoints.cases is cases else None
         return compare_regions(before, after, cases, tolerance, known)
 
-    def _compare(self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: bool) -> Verdict:
+    def _compare(
+        self, before: ir.Model, after: ir.Model, numerics: Numerics, *, deployed: str = ""
+    ) -> Verdict:
         real = numerics.by_norm and bool(self._real)
         promise = self._promise(before, after)
         reference, cases, judges = self._reference(before, real, promise)
         sizes = tuple(assignment for assignment, _ in cases)
         try:
-            actual = _outputs(after, cases, promise, optimize=deployed)
+            actual = _outputs(after, cases, promise, deployed)
         except ModelError as error:
             nowhere = Difference("", np.inf, np.inf, np.inf)
             return Verdict(nowhere, sizes, None, f"the rewritten model fails: {error.what}")
@@ -285,17 +304,20 @@ def _judging(found: Sequence[Difference], judges: int) -> list[int]:
 
 
 def _outputs(
-    model: ir.Model, cases: Sequence[Case], promise: InPlace | None, *, optimize: bool = False
+    model: ir.Model, cases: Sequence[Case], promise: InPlace | None, deployed: str = ""
 ) -> list[Arrays]:
-    """What a model computes, as far as it promises anything; `optimize`: as it is deployed."""
-    if optimize:
-        with model_file(model) as source:
+    """What a model computes, as far as it promises anything; `deployed`: on that provider, as deployed."""
+    if not deployed:
+        return _run(judge(model), cases, model, promise)
+    with model_file(model) as source:
+        if deployed == "cpu":
             return _run(Reference(source, optimize=True), cases, model, promise)
-    return _run(judge(model), cases, model, promise)
+        with Session(source, deployed, options=EXACT[deployed]) as session:
+            return _run(session, cases, model, promise)
 
 
 def _run(
-    reference: Reference, cases: Sequence[Case], model: ir.Model, promise: InPlace | None
+    reference: Callable[[Arrays], Arrays], cases: Sequence[Case], model: ir.Model, promise: InPlace | None
 ) -> list[Arrays]:
     if promise is None:
         return [reference(feeds) for _, feeds in cases]
@@ -339,8 +361,6 @@ class model_file:  # noqa: N801 - a context manager, named as one
 
 def executed(model: ir.Model) -> str:
     """What onnxruntime's CPU provider really runs, read from the graph that it executes."""
-    from burnish.runtime.session import executed_ops
-
     with model_file(model) as source:
         ops = executed_ops(source)
     heavy = {op: count for op, count in ops.items() if op.rpartition("::")[2] in _HEAVY}

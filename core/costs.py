@@ -160,6 +160,11 @@ def machine_class(features: Iterable[str], threads: int) -> str:
     return f"{platform.machine()} {widest}, {count} thread{'s' if count > 1 else ''}"
 
 
+def gpu_class(capability: str) -> str:
+    """GPUs on which the same form wins: those of one compute capability, such as `NVIDIA 9.0`."""
+    return f"NVIDIA {capability}"
+
+
 def release(version: str) -> str:
     """Major and minor number of a version."""
     return ".".join(version.split(".")[:2])

@@ -12,6 +12,7 @@ from typing import Final, Literal, final
 from burnish.errors import TargetError, nearest
 
 Activation = Literal["u8", "s8"]
+Device = Literal["cpu", "cuda"]
 CacheForm = Literal["group-query", "tensor-scatter"]
 """The operators that update a key and value cache in place: GroupQueryAttention, or TensorScatter."""
 
@@ -112,6 +113,8 @@ class Target:
     """None: there is no FusedConv."""
     kv_cache: CacheRules | None = None
     """None: no operator is known to update a cache in place here."""
+    device: Device = "cpu"
+    """Where onnxruntime keeps its values."""
     max_opset: int = 26
 
     def __post_init__(self) -> None:
@@ -170,11 +173,13 @@ TARGETS: Final[dict[str, Target]] = {
             inlined=_CUDA_INLINED,
             fused_conv=ConvRules(frozenset({"Relu"})),
             kv_cache=CacheRules("group-query", frozenset({"float16", "bfloat16"})),
+            device="cuda",
         ),
         Target(
             "tensorrt",
             "TensorrtExecutionProvider",
             qdq=QdqRules("s8", symmetric=True, bias_int32=False, linear_output=False, conv_output=False),
+            device="cuda",
         ),
     )
 }

@@ -35,7 +35,7 @@ class Workbench:
 
     Args:
         interface: inputs, meanings and ranges of the model.
-        target: what the model is for; speeds are compared only where it runs on this machine's CPU.
+        target: what the model is for; speeds are compared only where it runs on this machine.
         samples: real inputs, a few; the first is the typical one.
         data: all samples, for calibration, one in memory at a time; default: `samples`.
         typical: sizes of dynamic dims to measure speed at, by name (default: batch 1, others 128).
@@ -100,7 +100,7 @@ class Workbench:
     @property
     def can_measure(self) -> bool:
         """Speeds measured here say something about the target."""
-        return self._target.provider == "CPUExecutionProvider"
+        return runs_here(self._target)
 
     def calibrate(self, model: ir.Model, names: Sequence[str]) -> Mapping[str, Range]:
         """The range of each named value over all data."""
@@ -144,7 +144,9 @@ class Workbench:
         key = tuple(sha256(to_bytes(model)).digest() for model in (a, b))
         if key not in self._ratios:
             with model_file(a) as first, model_file(b) as second:
-                self._ratios[key] = compare_speed(first, second, feeds, threads=self._threads)
+                self._ratios[key] = compare_speed(
+                    first, second, feeds, threads=self._threads, provider=self._target.name
+                )
         return self._ratios[key]
 
     def typical_feeds(self) -> Iterator[Mapping[str, np.ndarray]]:
@@ -155,6 +157,13 @@ class Workbench:
         specs, dims = self._interface.inputs, self._interface.dims
         for sizes in (self._sizes, *assignments(specs, dims)):
             yield make_feeds(specs, sizes, seed=self._seed)
+
+
+def runs_here(target: Target) -> bool:
+    """This machine has what the target needs, so that its speed can be measured."""
+    from burnish.runtime.providers import availability
+
+    return target.provider == "CPUExecutionProvider" or availability(target.name).usable
 
 
 @final

@@ -6,6 +6,7 @@ since onnxruntime would otherwise insist on the first shape. Source: onnxruntime
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, final
 
@@ -118,6 +119,21 @@ class Binding:
                 array = to_array(values[index], spec)
             result[spec.name] = array
         return result
+
+
+def resident(
+    session: ort.InferenceSession, arrays: Mapping[str, Array], outputs: Sequence[str], device: str
+) -> Callable[[], None]:
+    """Run on inputs that are copied to a device (`cpu`, `cuda`) once; each call waits for the device."""
+    io = session.io_binding()
+    for name, array in arrays.items():
+        if array.dtype.kind == "V":
+            io.bind_ortvalue_input(name, to_value(array))
+        else:
+            io.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device, 0))
+    for name in outputs:
+        io.bind_output(name, device)
+    return functools.partial(session.run_with_iobinding, io)
 
 
 def _shape(spec: TensorSpec, sizes: Mapping[str, int]) -> tuple[int, ...] | None:

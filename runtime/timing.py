@@ -8,6 +8,7 @@ undisturbed. This is the only implementation of taking turns; `burnish.benchmark
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import itertools
 import math
@@ -79,10 +80,12 @@ def compare_speed(
     *,
     threads: int | None = None,
     budget_s: float = 0.2,
+    provider: str = "cpu",
 ) -> Ratio:
     """Time of model `a` divided by time of model `b`: more than 1 means that b is faster.
 
-    Both run as deployed (CPU, onnxruntime's optimiser on), in turns, with their outputs bound. Two
+    Both run as deployed (onnxruntime's optimiser on), in turns, with their outputs bound; on a device that
+    is not the CPU, inputs and outputs stay there. Two
     estimates must agree: the ratio of the smallest times, and the median ratio of the rounds. Until they do,
     up to three more budgets are spent; if they never do, the one closer to 1 is returned, so that noise does
     not pass for a gain. One more is also spent where noise hides whether a is slower.
@@ -93,16 +96,17 @@ def compare_speed(
         feeds: the inputs, for both.
         threads: intra-op threads; None: what this machine allows.
         budget_s: seconds to spend on timing, without loading.
+        provider: what both run on.
 
     Raises:
         ModelError: one of them cannot be loaded or run.
+        ProviderError: the provider is not there, or would leave nodes to the CPU.
     """
     with (
-        Session(a, threads=threads, options=IN_TURNS) as first,
-        Session(b, threads=threads, options=IN_TURNS) as second,
+        Session(a, provider, threads=threads, options=IN_TURNS) as first,
+        Session(b, provider, threads=threads, options=IN_TURNS) as second,
     ):
-        bound_a, bound_b = first.bind(), second.bind()
-        calls: dict[str, Call] = {"a": lambda: bound_a(feeds), "b": lambda: bound_b(feeds)}
+        calls: dict[str, Call] = {"a": ready(first, feeds), "b": ready(second, feeds)}
         samples: dict[str, list[float]] = {"a": [], "b": []}
         for attempt in range(_ATTEMPTS):
             warmup = 3 if attempt == 0 else 1
@@ -115,6 +119,17 @@ def compare_speed(
                 break
     value = estimates[0] if agree(*estimates) else min(estimates, key=_distance)
     return Ratio(value, min(low, value), max(high, value), len(samples["a"]))
+
+
+def ready(session: Session, feeds: Arrays) -> Call:
+    """A call of the session on these inputs, with as little around it as an application can have.
+
+    Raises:
+        InputError, ModelError, SessionError: as for a call of the session.
+    """
+    if session.provider != "cpu":
+        return session.resident(feeds)
+    return functools.partial(session.bind(), feeds)
 
 
 def spread(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:

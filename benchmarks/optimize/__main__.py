@@ -15,6 +15,7 @@ from rich.status import Status
 from burnish.benchmarks.optimize.compare import Settings, compare
 from burnish.benchmarks.optimize.rows import Result, keep, read_results
 from burnish.benchmarks.optimize.table import Subject
+from burnish.target import TARGETS
 
 _OUTPUT: Final = Path("build/bench-optimize")
 
@@ -37,10 +38,14 @@ _OUTPUT: Final = Path("build/bench-optimize")
 )
 @click.option("--limit", default=900.0, show_default=True, help="Seconds after which a tool has failed.")
 @click.option("--seconds", default=40.0, show_default=True, help="To time all results of one model.")
+@click.option("-t", "--target", type=click.Choice(list(TARGETS)), default="cpu", show_default=True,
+              help="What burnish optimises for, and where results are timed.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Tools at work at the same time; seconds are then no costs.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Do again what is done.")
 def main(
     models: tuple[Path, ...], only: tuple[str, ...], peers: Path | None, output: Path, rows: Path | None,
-    results: Path | None, limit: float, seconds: float, force: bool,
+    results: Path | None, limit: float, seconds: float, target: str, jobs: int, force: bool,
 ) -> None:  # fmt: skip
     """Optimise models by burnish and six others; compare nodes, correctness, speed and cost.
 
@@ -55,7 +60,7 @@ def main(
     done = {} if force else read_results(kept)
     # A run that is ended ends the processes that it started too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    settings = Settings(output.absolute(), peers.absolute() if peers else None, limit, seconds)
+    settings = Settings(output.absolute(), peers.absolute() if peers else None, limit, seconds, target, jobs)
     wanted = [each for each in chosen(only, models) if not _done(done.get(each.name), settings)]
     _run(wanted, settings, kept, human)
     folder = results or output

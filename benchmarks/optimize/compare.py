@@ -6,6 +6,7 @@ import dataclasses
 import re
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import final
 
@@ -32,6 +33,10 @@ class Settings:
     """Of any one step; a tool that takes longer has failed."""
     seconds: float = 40.0
     """To time all results of one model."""
+    target: str = "cpu"
+    """What burnish optimises for, and where all results are timed."""
+    jobs: int = 1
+    """Tools that work at the same time: more than one spoils what they cost."""
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -47,7 +52,7 @@ def compare(subject: Subject, settings: Settings, tell: Tell = lambda _: None) -
         settings: how.
         tell: is told what is being done.
     """
-    result = Result(subject.name, subject.family)
+    result = Result(subject.name, subject.family, target=settings.target)
     try:
         tell("making the model")
         source = made(subject, settings.output / "models", limit_s=2 * settings.limit_s)
@@ -69,15 +74,20 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
     sizes = sizes_of(subject, source)
     paths, rows = {SOURCE: source}, {SOURCE: Row(SOURCE)}
     for tool in settings.tools:
-        tell(tool)
         # A folder each: what lies beside a result (its data, its sidecar) is its own.
         folder = work / re.sub(r"\W+", "-", tool)
         folder.mkdir(parents=True)
         paths[tool] = folder / "model.onnx"
-        rows[tool] = optimise(
+
+    def made(tool: str) -> Row:
+        tell(tool)
+        return optimise(
             tool, source, paths[tool], sizes=sizes, ort_type=subject.ort_type, python=settings.python,
-            limit_s=settings.limit_s,
+            limit_s=settings.limit_s, target=settings.target,
         )  # fmt: skip
+
+    with ThreadPoolExecutor(settings.jobs) as pool:
+        rows |= zip(settings.tools, pool.map(made, settings.tools), strict=True)
     result.rows = list(rows.values())
     tell("judging")
     there = {tool: path for tool, path in paths.items() if not rows[tool].failure}
@@ -87,4 +97,7 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
         return
     tell("timing")
     runnable = {tool: path for tool, path in there.items() if rows[tool].right and tool != ALONE}
-    time_all(runnable, result, sizes=sizes, seconds=settings.seconds, limit_s=settings.limit_s)
+    time_all(
+        runnable, result, sizes=sizes, seconds=settings.seconds, limit_s=settings.limit_s,
+        target=settings.target,
+    )  # fmt: skip

@@ -42,7 +42,7 @@ def write_report(results: Mapping[str, Result], folder: Path) -> None:
 def markdown(results: Sequence[Result]) -> Iterator[str]:
     """The report, section by section."""
     summary = Summary.of(results)
-    yield f"# burnish beside six other optimisers\n\n{_introduction()}"
+    yield f"# burnish beside six other optimisers\n\n{_introduction(results)}"
     yield from _missing(results)
     yield f"## Summary\n\n{_claims(claims(summary))}"
     yield _tallies(summary)
@@ -54,10 +54,12 @@ def markdown(results: Sequence[Result]) -> Iterator[str]:
         yield _model(result)
 
 
-def _introduction() -> str:
+def _introduction(results: Sequence[Result]) -> str:
+    here, targets = machine(), ", ".join(sorted({result.target for result in results}))
+    gpus = [gpu["name"] for gpu in here["gpus"]] if targets != "cpu" else []
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"""\
-{machine().get("cpu", "")}. Written by `make bench-optimize`.
+{", ".join([*gpus, here["cpu"]])}. Written by `make bench-optimize`.
 
 - Models: `torch.onnx.export(dynamo=True)` with its defaults, at the published sizes, random weights; MiniLM
   with its own; files that others exported.
@@ -67,8 +69,8 @@ def _introduction() -> str:
 - **seconds**, **peak MB**: loading, optimising and saving, in a process of its own; imports are not in the
   seconds. `{DEFAULT}`: as it comes (every pass checked, what is slower taken back by measuring);
   `{CHECKED}`: checked, nothing timed; `{ALONE}`: neither.
-- **ms**: onnxruntime CPU, its optimiser on, one thread, batch 1 × 128 where nothing else is said; all results
-  of a model in turns in one run. **speed-up**: smallest time of the source by smallest own time.
+- **ms**: onnxruntime on {targets}, its optimiser on, one thread, batch 1 × 128 where nothing else is said;
+  all results of a model in turns in one run. **speed-up**: smallest time of the source by smallest own time.
 - Best peer: of those whose result is valid and equal on that model.
 
 {libraries}; peers: requirements/peers.txt.

@@ -59,6 +59,8 @@ class Result(msgspec.Struct, omit_defaults=True):
     """Assignments of the dynamic dims at which results were compared with the source."""
     products: float | None = None
     """The part of the source's run that its matrix products and convolutions take, 0 to 1."""
+    target: str = "cpu"
+    """What burnish optimised for, and where everything was timed."""
     failure: str = ""
     """Why there is no model: its export failed, or the source itself does not run."""
     rows: list[Row] = []

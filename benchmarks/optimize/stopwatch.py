@@ -1,11 +1,10 @@
-"""How fast the results run: in turns, in one process, onnxruntime's optimiser on, one thread.
+"""How fast the results run on their target: in turns, in one process, onnxruntime's optimiser on, one thread.
 
 `python -m burnish.benchmarks.optimize.stopwatch REQUEST` takes and prints JSON.
 """
 
 from __future__ import annotations
 
-import functools
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from burnish.feeds import make_feeds, typical_sizes
 from burnish.runtime.options import IN_TURNS
 from burnish.runtime.profiling import Profile
 from burnish.runtime.session import Session
+from burnish.runtime.timing import ready
 from burnish.sources import open_artifact
 
 _RUNS: Final = 100
@@ -39,6 +39,7 @@ class Request(msgspec.Struct):
     paths: dict[str, str]
     sizes: dict[str, int]
     seconds: float
+    target: str = "cpu"
 
 
 class Times(msgspec.Struct):
@@ -52,8 +53,9 @@ class Times(msgspec.Struct):
 
 
 def time_all(
-    paths: Mapping[str, Path], result: Result, *, sizes: Mapping[str, int], seconds: float, limit_s: float
-) -> None:
+    paths: Mapping[str, Path], result: Result, *, sizes: Mapping[str, int], seconds: float, limit_s: float,
+    target: str = "cpu",
+) -> None:  # fmt: skip
     """Fill in the times of the rows, and the sizes of the dynamic dims that they are of.
 
     Where so many sessions do not fit into memory, they are timed in groups, the source in each.
@@ -64,13 +66,14 @@ def time_all(
         sizes: of dynamic dims that are not 1 (batch) or 128.
         seconds: to spend on all of them.
         limit_s: after which a process is killed.
+        target: where they run.
     """
     room = int(_SHARE * psutil.virtual_memory().available / (_LOADED * max(1, result.size)))
     result.sizes = dict(sizes)
     tools = [tool for tool in paths if tool != SOURCE]
     for group in _groups(tools, max(2, room)):
         share = seconds * len(group) / max(1, len(tools))
-        request = Request({tool: str(paths[tool]) for tool in (SOURCE, *group)}, dict(sizes), share)
+        request = Request({tool: str(paths[tool]) for tool in (SOURCE, *group)}, dict(sizes), share, target)
         _time(request, result, limit_s)
 
 
@@ -95,7 +98,8 @@ def _time(request: Request, result: Result, limit_s: float) -> None:
     else:
         for tool in others:
             paths = {name: request.paths[name] for name in (SOURCE, tool)}
-            _time(Request(paths, request.sizes, request.seconds / len(others)), result, limit_s)
+            seconds = request.seconds / len(others)
+            _time(Request(paths, request.sizes, seconds, request.target), result, limit_s)
 
 
 def _enter(times: Times, result: Result) -> None:
@@ -128,12 +132,12 @@ def main(text: str) -> None:
     products = None
     for tool, path in request.paths.items():
         try:
-            session = Session(Path(path), threads=1, options=IN_TURNS)
-            if tool == SOURCE:
+            session = Session(Path(path), request.target, threads=1, options=IN_TURNS)
+            if tool == SOURCE and request.target == "cpu":  # elsewhere a kernel's time is that of its launch
                 products = _share_of_products(session.profile(feeds, _PROFILED))
-            bound = session.bind()
-            bound(feeds)
-            calls[tool] = functools.partial(bound, feeds)
+            call = ready(session, feeds)
+            call()
+            calls[tool] = call
         except BurnishError as error:
             failed[tool] = error.what[:200]
     timed = interleave(calls, runs=_RUNS, warmup=2, seconds=request.seconds) if calls else {}

@@ -28,7 +28,7 @@ class Cost(msgspec.Struct):
 
 def optimise(
     tool: str, source: Path, output: Path, *, sizes: Mapping[str, int], ort_type: str, python: Path | None,
-    limit_s: float,
+    limit_s: float, target: str = "cpu",
 ) -> Row:  # fmt: skip
     """Let one tool make `output` of `source`; the row says what it cost, or why there is no output.
 
@@ -40,10 +40,12 @@ def optimise(
         ort_type: what onnxruntime's Python optimiser is told.
         python: of the peers' environment; only peers need it.
         limit_s: seconds after which the tool is killed.
+        target: what burnish optimises for; peers know none.
     """
     if tool in WAYS:
         given = msgspec.json.encode(dict(sizes)).decode()
-        command = module("burnish.benchmarks.optimize.self_runner", tool, str(source), str(output), given)
+        own = "burnish.benchmarks.optimize.self_runner"
+        command = module(own, tool, str(source), str(output), given, target)
     elif python is None:
         return Row(tool, failure="not installed: give its Python with --peers")
     else:
