@@ -69,13 +69,14 @@ def _dead(seed: int, why: str, folder: Path) -> Done:
 
 
 def _together(parts: Sequence[Done]) -> Done:
-    counts, notes, whole = Counter[str](), Counter[str](), Done([], {}, {}, [])
+    counts, notes = Counter[str](), Counter[str]()
     for part in parts:
         counts.update(part.counts)
         notes.update(part.notes)
-        whole.seeds += part.seeds
-        whole.failures += part.failures
-    return msgspec.structs.replace(whole, counts=dict(counts), notes=dict(notes))
+    return Done(
+        [seed for part in parts for seed in part.seeds], dict(counts), dict(notes),
+        [failure for part in parts for failure in part.failures],
+    )  # fmt: skip
 
 
 def _done(seed: int, tally: Tally, folder: Path) -> Done:

@@ -86,7 +86,6 @@ class Subject:
 
     def judge(self, after: bytes, tolerance: float) -> Failure | None:
         """What is wrong with a model that was made of this one."""
-        failure: Failure | None = None
         try:
             onnx.checker.check_model(_checkable(after))
             where = apart(onnxruntime(after), self.cases, tolerance, self.refused)

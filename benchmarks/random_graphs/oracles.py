@@ -99,18 +99,16 @@ def counted_from_front(model: bytes) -> bytes:
     onnxruntime 1.31 keeps an axis of an empty tensor that a reduction names by a negative number.
     """
     proto = onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(model))
-    infos = [
-        info for graph in graphs_of(proto.graph) for info in (*graph.input, *graph.value_info, *graph.output)
-    ]
+    graphs = list(graphs_of(proto.graph))
     ranks = {
         info.name: len(info.type.tensor_type.shape.dim)
-        for info in infos
+        for graph in graphs
+        for info in (*graph.input, *graph.value_info, *graph.output)
         if info.type.tensor_type.HasField("shape")
     }
-    for graph in graphs_of(proto.graph):
-        constants = {tensor.name: tensor for tensor in proto.graph.initializer} | {
-            tensor.name: tensor for tensor in graph.initializer
-        }
+    outer = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for graph in graphs:
+        constants = outer | {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             rank = ranks.get(node.input[0]) if node.op_type.startswith("Reduce") else None
             if rank:

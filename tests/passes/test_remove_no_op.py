@@ -103,12 +103,12 @@ def test_integers_and_booleans() -> None:
             g (int64[N] i, bool[N] b) => (int64[N] y, bool[N] z)
             <int64[1] zero = {0}, bool yes = {1}, bool no = {0}>
             {
-                i1 = Add (i, zero)  i2 = Sub (i1, zero)  y = Neg (i2)
+                i1 = Add (i, zero)  i2 = Sub (i1, zero)  i3 = Clip (i2)  y = Neg (i3)
                 b1 = And (yes, b)   b2 = Or (b1, no)     z = Not (b2)
             }
         """,
         after="y = Neg (i)\nz = Not (b)",
-        count=4,
+        count=5,
     )
 
 
