@@ -30,13 +30,14 @@ _CPU_CONTRIB: Final = frozenset(
 )  # fmt: skip
 _CUDA_CONTRIB: Final = frozenset(
     {
-        "Attention", "BiasGelu", "BiasSplitGelu", "EmbedLayerNormalization", "FastGelu", "FusedConv",
-        "FusedMatMul", "GatherBlockQuantized", "Gelu", "GroupNorm", "GroupQueryAttention",
+        "Attention", "BiasGelu", "BiasSplitGelu", "EmbedLayerNormalization", "FastGelu", "FusedMatMul",
+        "GatherBlockQuantized", "Gelu", "GroupNorm", "GroupQueryAttention",
         "LayerNormalization", "MatMulNBits", "MultiHeadAttention", "PackedAttention", "PagedAttention",
         "QuickGelu", "RotaryEmbedding", "SimplifiedLayerNormalization", "SkipGroupNorm",
         "SkipLayerNormalization", "SkipSimplifiedLayerNormalization",
     }
 )  # fmt: skip
+# Not FusedConv: ResNet-50 on an H100 takes 2.1 times as long with it as with Conv and Relu.
 _CPU_ACTIVATIONS: Final = frozenset(
     {"Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Relu", "Sigmoid", "Tanh"}
 )
@@ -171,7 +172,6 @@ TARGETS: Final[dict[str, Target]] = {
             "CUDAExecutionProvider",
             contrib=_CUDA_CONTRIB,
             inlined=_CUDA_INLINED,
-            fused_conv=ConvRules(frozenset({"Relu"})),
             kv_cache=CacheRules("group-query", frozenset({"float16", "bfloat16"})),
             device="cuda",
         ),

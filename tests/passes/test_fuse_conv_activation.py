@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -6,7 +8,7 @@ from burnish.passes.base import Context
 from burnish.passes.fusion.fuse_conv_activation import FuseConvActivation
 from burnish.passes.shapes import Shapes
 from burnish.runtime.session import executed_ops
-from burnish.target import TARGETS
+from burnish.target import TARGETS, ConvRules
 from burnish.testing import check_pass, parse
 
 RNG = np.random.default_rng(0)
@@ -208,12 +210,17 @@ def test_a_sum_twice_of_one_convolution_stays() -> None:
 
 
 def test_a_target_that_knows_relu_only() -> None:
+    target = dataclasses.replace(TARGETS["cpu"], name="other", fused_conv=ConvRules(frozenset({"Relu"})))
     for nodes, count in ((f"{CONV}  y = Relu (c)", 1), (f"{CONV}  y = Tanh (c)", 0)):
-        context = Context(target=TARGETS["cuda"])
+        context = Context(target=target)
         check_pass(FuseConvActivation(), graph(nodes), count=count, weights=used(nodes), context=context)
-    assert context.misses[0].why == "the FusedConv of target cuda has no Tanh"
+    assert context.misses[0].why == "the FusedConv of target other has no Tanh"
     text = graph(f"{SAME}  y = Add (c, x)", "float[N, 4, 6, 5] x", "float[N, 4, 6, 5] y")
-    check_pass(FuseConvActivation(), text, count=0, weights=SQUARE, context=Context(target=TARGETS["cuda"]))
+    check_pass(FuseConvActivation(), text, count=0, weights=SQUARE, context=Context(target=target))
+    context = Context(target=TARGETS["cuda"])
+    nodes = f"{CONV}  y = Relu (c)"
+    check_pass(FuseConvActivation(), graph(nodes), count=0, weights=used(nodes), context=context)
+    assert context.misses[0].why == "target cuda has no com.microsoft::FusedConv"
 
 
 REFUSED = {
