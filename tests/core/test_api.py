@@ -317,11 +317,11 @@ def test_the_cost_table_for_the_threads_of_the_result_decides(
 def test_speeds_are_compared_at_the_threads_of_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
-    def compare_speed(*_: object, threads: int | None) -> Ratio:
-        seen.append(threads)
+    def compare_speed(*_: object, threads: int | None, provider: str) -> Ratio:
+        seen.append((threads, provider))
         return Ratio(0.5, 0.4, 0.6)
 
     monkeypatch.setattr(timing, "compare_speed", compare_speed)
     for threads in (1, None):
         burnish.optimize(parse(SKIP, weights=NORM), threads=threads)
-    assert seen == [1, None]
+    assert seen == [(1, "cpu"), (None, "cpu")]

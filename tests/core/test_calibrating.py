@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -15,10 +16,13 @@ from burnish.calibrating import calibrate_costs, pairs, run_here, summaries
 from burnish.calibration_grid import FAMILIES, Family
 from burnish.cli import main
 from burnish.costs import Cost, CostTable, Ratio, read_table, write_table
-from burnish.errors import BurnishError, ModelError, TargetError
+from burnish.errors import BurnishError, ModelError, ProviderError, TargetError
 from burnish.model import to_bytes
 from burnish.passes.base import Context
 from burnish.passes.drop_slower import DropSlower
+from burnish.runtime.gpu import Gpu
+from burnish.runtime.machine import machine
+from burnish.runtime.providers import Availability
 from burnish.runtime.reference import Reference
 
 REAL_SHIPPED = costs.shipped_path()
@@ -122,12 +126,36 @@ def test_what_onnxruntime_does_not_run_is_told(tmp_path: Path) -> None:
     assert (result.measured, result.left) == (0, 0)
 
 
-@pytest.mark.parametrize(
-    ("target", "only", "what"), [("cuda", None, "cuda"), ("cpu", "NoSuchOp", "NoSuchOp")]
-)
-def test_what_cannot_be_measured_is_refused(target: str, only: str | None, what: str) -> None:
-    with pytest.raises(TargetError, match=what):
-        calibrate_costs(target, only=only, measure=Clock())
+def test_what_cannot_be_measured_is_refused() -> None:
+    for target, only in (("cpu", "NoSuchOp"), ("NoSuchTarget", None)):
+        with pytest.raises(TargetError, match="NoSuch"):
+            calibrate_costs(target, only=only, measure=Clock())
+
+
+def test_costs_of_a_target_that_is_not_here_cannot_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Availability("cuda", False, "there is no driver", fixes=("install it",))
+    monkeypatch.setattr("burnish.runtime.providers.availability", lambda _: absent)
+    with pytest.raises(ProviderError, match="there is no driver"):
+        calibrate_costs("cuda", measure=Clock())
+
+
+def test_costs_of_a_gpu_are_for_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = msgspec.structs.replace(machine(), gpus=(Gpu("A GPU", "9.0", 1 << 36), Gpu("Other", "8.6", 1)))
+    monkeypatch.setattr("burnish.runtime.machine.machine", lambda: here)
+    found = run_here("cuda", threads=2)
+    assert (found.machine, found.cpu, found.features) == ("NVIDIA 9.0", "A GPU", ())
+    assert run_here("cuda").key == found.key
+    assert run_here("cpu", threads=2).machine.endswith("2 threads")
+
+
+def test_only_operators_that_the_target_has_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("burnish.runtime.providers.availability", lambda n: Availability(n, True, "here"))
+    both = {f.op_type: f for f in FAMILIES if f.op_type in ("FusedConv", "BiasGelu")}
+    small = [dataclasses.replace(f, grid=f.grid[:1]) for f in both.values()]
+    result = calibrate_costs("cuda", output=tmp_path / "c.json", measure=Clock(1.0), families=small)
+    assert {cost.form.op for cost in result.run.costs} == {"com.microsoft::BiasGelu"}
 
 
 def test_a_broken_table_is_refused_before_the_work(tmp_path: Path) -> None:

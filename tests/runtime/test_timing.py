@@ -9,6 +9,8 @@ import pytest
 from burnish.costs import Ratio
 from burnish.errors import InputError, ModelError
 from burnish.runtime import timing
+from burnish.runtime.options import Options
+from burnish.runtime.session import Session
 from burnish.runtime.timing import agree, best_ratio, compare_speed, interleave, paired_ratio, spread
 
 
@@ -103,3 +105,27 @@ def test_compare_speed_names_what_does_not_load(add: bytes) -> None:
         compare_speed(add, b"garbage", {})
     with pytest.raises(InputError):
         compare_speed(add, add, {"x": np.ones((2, 3), np.float32)}, budget_s=0.01)
+
+
+def test_inputs_on_a_device_are_checked_once(add: bytes) -> None:
+    x = np.ones((2, 3), np.float32)
+    with Session(add, threads=1) as session:
+        call = session.resident({"x": x, "z": x})
+        call()
+        with pytest.raises(InputError):
+            session.resident({"x": x})
+
+
+def test_compare_speed_runs_on_the_provider_that_is_asked_for(
+    add: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def opened(source: bytes, provider: str, *, threads: int | None, options: Options) -> Session:
+        asked.append(provider)
+        return Session(source, "cpu", threads=threads, options=options)
+
+    monkeypatch.setattr(timing, "Session", opened)
+    x = np.ones((2, 3), np.float32)
+    compare_speed(add, add, {"x": x, "z": x}, threads=1, budget_s=0.01, provider="cuda")
+    assert asked == ["cuda", "cuda"]
