@@ -22,7 +22,7 @@ FORBIDDEN = {
 ORCHESTRATION = {
     "api", "bisecting", "calibrating", "calibration", "calibration_data", "checking", "explaining",
     "exporting", "inspection", "keeping", "lending", "loading", "minimal", "numbering", "pairing",
-    "region_check", "regions", "rounding_noise", "rules", "side_by_side", "sources", "staging", "testing",
+    "region_check", "regions", "rounding_noise", "on_target", "rules", "side_by_side", "sources", "staging", "testing",
     "upgrading", "workbench", "__init__",
 }  # fmt: skip
 
