@@ -21,9 +21,9 @@ FORBIDDEN = {
 # The spine imports none of the other parts; what orchestrates them lives in core/ too and may.
 ORCHESTRATION = {
     "api", "bisecting", "calibrating", "calibration", "calibration_data", "checking", "explaining",
-    "exporting", "inspection", "keeping", "lending", "loading", "minimal", "numbering", "pairing",
-    "region_check", "regions", "rounding_noise", "on_target", "rules", "side_by_side", "sources", "staging", "testing",
-    "upgrading", "workbench", "__init__",
+    "exporting", "inspection", "keeping", "lending", "loading", "minimal", "numbering",
+    "on_target", "pairing", "region_check", "regions", "rounding_noise", "rules", "side_by_side", "sources",
+    "staging", "testing", "upgrading", "workbench", "__init__",
 }  # fmt: skip
 
 
