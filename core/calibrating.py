@@ -83,12 +83,13 @@ def run_here(target: str, threads: int | None = None) -> Run:
         target: name of a target that runs on this machine.
         threads: of a session; None: what this machine allows.
     """
+    from burnish.runtime.gpu import gpus
     from burnish.runtime.machine import machine, versions
 
     here, installed = machine(), versions()
     onnxruntime = installed.get("onnxruntime-gpu") or installed.get("onnxruntime") or "0.0"
-    if get_target(target).device == "cuda" and here.gpus:
-        gpu = here.gpus[0]
+    if get_target(target).device == "cuda" and (devices := gpus()):
+        gpu = devices[0]
         return Run(target, gpu_class(gpu.capability), gpu.name, (), onnxruntime)
     count = threads or here.threads.intra_op
     return Run(target, machine_class(here.features, count), here.cpu, here.features, onnxruntime)

@@ -76,12 +76,13 @@ class Workbench:
 
     def context(self, *, measured: bool) -> Context:
         """A context whose callables are there when there is something to run them on."""
+        can_measure = self.can_measure
         return Context(
             target=self._target,
             calibrate=self.calibrate if self._samples else None,
             probe=self.probe,
-            compare_speed=self.compare_speed if measured and self.can_measure else None,
-            costs=self.costs() if self.can_measure else None,
+            compare_speed=self.compare_speed if measured and can_measure else None,
+            costs=self.costs() if can_measure else None,
         )
 
     def costs(self) -> Costs:

@@ -1,5 +1,8 @@
 """NVIDIA's devices, asked of the driver's own library: nothing is installed for it, and no context is made.
 
+The driver is started in this process, and after that CUDA does not work in a fork of it: ask only where CUDA
+is meant.
+
 Source: CUDA Driver API, sections Initialization and Device Management.
 """
 

@@ -12,7 +12,6 @@ from typing import Final
 import msgspec
 
 from burnish.runtime.cgroup import memory_limit
-from burnish.runtime.gpu import Gpu, gpus
 from burnish.runtime.threads import ThreadPlan, plan_threads
 
 PACKAGES: Final = (
@@ -40,8 +39,6 @@ class Machine(msgspec.Struct, frozen=True):
     """Bytes that the cgroup allows; None: no limit."""
     system: str
     python: str
-    gpus: tuple[Gpu, ...] = ()
-    """NVIDIA's, as the driver lists them."""
 
 
 def machine(root: Path = _ROOT) -> Machine:
@@ -55,7 +52,6 @@ def machine(root: Path = _ROOT) -> Machine:
         memory_limit=memory_limit(root),
         system=f"{platform.system()} {platform.release()} {platform.machine()}",
         python=platform.python_version(),
-        gpus=gpus(),
     )
 
 

@@ -85,10 +85,10 @@ def compare_speed(
     """Time of model `a` divided by time of model `b`: more than 1 means that b is faster.
 
     Both run as deployed (onnxruntime's optimiser on), in turns, with their outputs bound; on a device that
-    is not the CPU, inputs and outputs stay there. Two
-    estimates must agree: the ratio of the smallest times, and the median ratio of the rounds. Until they do,
-    up to three more budgets are spent; if they never do, the one closer to 1 is returned, so that noise does
-    not pass for a gain. One more is also spent where noise hides whether a is slower.
+    is not the CPU, inputs and outputs stay there. Two estimates must agree: the ratio of the smallest times,
+    and the median ratio of the rounds. Until they do, up to three more budgets are spent; if they never do,
+    the one closer to 1 is returned, so that noise does not pass for a gain. One more is also spent where
+    noise hides whether a is slower.
 
     Args:
         a: a serialised model or a path; as `b`.

@@ -79,7 +79,7 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
         folder.mkdir(parents=True)
         paths[tool] = folder / "model.onnx"
 
-    def made(tool: str) -> Row:
+    def optimised(tool: str) -> Row:
         tell(tool)
         return optimise(
             tool, source, paths[tool], sizes=sizes, ort_type=subject.ort_type, python=settings.python,
@@ -87,7 +87,7 @@ def _compare(result: Result, subject: Subject, source: Path, work: Path, setting
         )  # fmt: skip
 
     with ThreadPoolExecutor(settings.jobs) as pool:
-        rows |= zip(settings.tools, pool.map(made, settings.tools), strict=True)
+        rows |= zip(settings.tools, pool.map(optimised, settings.tools), strict=True)
     result.rows = list(rows.values())
     tell("judging")
     there = {tool: path for tool, path in paths.items() if not rows[tool].failure}

@@ -14,6 +14,8 @@ from burnish.benchmarks.optimize.summary import CHECKED, DEFAULT, Beside, Claim,
 from burnish.benchmarks.optimize.table import SUBJECTS
 from burnish.benchmarks.optimize.tools import ALONE, OURS, PEERS
 from burnish.files import write_file
+from burnish.runtime.gpu import Gpu, gpus
+from burnish.target import get_target
 
 HEADS: Final = (
     "tool", "nodes", "valid", "equal", "error", "seconds", "peak MB", "min ms", "p50 ms", "speed-up", "",
@@ -33,7 +35,7 @@ def write_report(results: Mapping[str, Result], folder: Path) -> None:
     found = claims(Summary.of(ordered))
     facts = {
         "claims": [claim._asdict() for claim in found], "models": ordered, "machine": machine(),
-        "versions": versions(),
+        "gpus": _gpus(ordered), "versions": versions(),
     }  # fmt: skip
     write_file(folder / "optimize.json", msgspec.json.format(msgspec.json.encode(facts), indent=1) + b"\n")
     write_file(folder / "optimize.md", "\n".join(markdown(ordered)).encode())
@@ -54,12 +56,17 @@ def markdown(results: Sequence[Result]) -> Iterator[str]:
         yield _model(result)
 
 
+def _gpus(results: Sequence[Result]) -> tuple[Gpu, ...]:
+    """Those of this machine, where anything ran on one."""
+    return gpus() if any(get_target(result.target).device == "cuda" for result in results) else ()
+
+
 def _introduction(results: Sequence[Result]) -> str:
-    here, targets = machine(), ", ".join(sorted({result.target for result in results}))
-    gpus = [gpu["name"] for gpu in here["gpus"]] if targets != "cpu" else []
+    targets = ", ".join(sorted({result.target for result in results}))
+    devices = [*(gpu.name for gpu in _gpus(results)), machine()["cpu"]]
     libraries = ", ".join(f"{name} {version}" for name, version in versions().items())
     return f"""\
-{", ".join([*gpus, here["cpu"]])}. Written by `make bench-optimize`.
+{", ".join(devices)}. Written by `make bench-optimize`.
 
 - Models: `torch.onnx.export(dynamo=True)` with its defaults, at the published sizes, random weights; MiniLM
   with its own; files that others exported.

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -21,7 +20,6 @@ from burnish.model import to_bytes
 from burnish.passes.base import Context
 from burnish.passes.drop_slower import DropSlower
 from burnish.runtime.gpu import Gpu
-from burnish.runtime.machine import machine
 from burnish.runtime.providers import Availability
 from burnish.runtime.reference import Reference
 
@@ -140,8 +138,8 @@ def test_costs_of_a_target_that_is_not_here_cannot_be_measured(monkeypatch: pyte
 
 
 def test_costs_of_a_gpu_are_for_its_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = msgspec.structs.replace(machine(), gpus=(Gpu("A GPU", "9.0", 1 << 36), Gpu("Other", "8.6", 1)))
-    monkeypatch.setattr("burnish.runtime.machine.machine", lambda: here)
+    devices = (Gpu("A GPU", "9.0", 1 << 36), Gpu("Other", "8.6", 1))
+    monkeypatch.setattr("burnish.runtime.gpu.gpus", lambda: devices)
     found = run_here("cuda", threads=2)
     assert (found.machine, found.cpu, found.features) == ("NVIDIA 9.0", "A GPU", ())
     assert run_here("cuda").key == found.key

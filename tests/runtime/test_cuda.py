@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from cuda_device import NEEDS_GPU
 
 import burnish
 from burnish.calibrating import calibrate_costs, run_here
 from burnish.calibration_grid import FAMILIES, Family
+from burnish.checking import EXACT
 from burnish.costs import MARGIN, read_table
 from burnish.model import to_bytes
 from burnish.runtime.gpu import gpus
-from burnish.runtime.options import CudaOptions, Options
-from burnish.runtime.providers import availability
 from burnish.runtime.reference import Reference
 from burnish.runtime.session import Session
 from burnish.runtime.timing import compare_speed
@@ -22,10 +22,8 @@ from burnish.target import TARGETS
 
 Make = Callable[[str], bytes]
 
-GPU = availability("cuda")
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not GPU.usable, reason=f"needs CUDA: {GPU.why}")]
+pytestmark = [pytest.mark.gpu, NEEDS_GPU]
 CUDA = TARGETS["cuda"]
-EXACT = Options(cuda=CudaOptions(tf32=False))
 ONCE = {
     (f.op_type, f.inputs, f.outputs, f.opset, str(f.attributes(f.grid[0]))): f
     for f in FAMILIES
@@ -38,7 +36,7 @@ def test_a_fused_operator_runs_on_cuda_and_is_right(family: Family) -> None:
     for size in (family.grid[0], family.grid[len(family.grid) // 2]):
         model, feeds = to_bytes(family.model(size)), family.feeds(size)
         expected = Reference(model)(feeds)
-        with Session(model, "cuda", options=EXACT) as session:
+        with Session(model, "cuda", options=EXACT["cuda"]) as session:
             for name, array in session(feeds).items():
                 scale = max(1.0, float(np.abs(expected[name]).max()))
                 np.testing.assert_allclose(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+from cuda_device import GPU, NEEDS_GPU
 
 from burnish.errors import ProviderError
 from burnish.runtime import libraries, opening, providers
@@ -19,9 +20,7 @@ from burnish.runtime.source import Opened
 
 Make = Callable[[str], bytes]
 
-GPU = availability("cuda")
 NO_GPU = pytest.mark.skipif(GPU.usable, reason="CUDA works on this machine")
-NEEDS_GPU = pytest.mark.skipif(not GPU.usable, reason=f"needs CUDA: {GPU.why}")
 GPU_WHEEL = pytest.mark.skipif(
     "CUDAExecutionProvider" not in ort.get_available_providers(), reason="not the GPU wheel"
 )

@@ -1,12 +1,19 @@
-"""Models of one operator with nothing but what its schema asks for: enough to see which provider takes it."""
+"""Models of one operator with nothing but what its schema asks for: enough to see which provider takes it.
 
+`python single_ops.py PROVIDER DOMAIN:OP …` prints those that the provider takes.
+"""
+
+import sys
 from functools import cache
 from typing import Any
 
 import onnx
 import onnx.defs
+import onnxruntime as ort
 import onnxruntime.capi.onnxruntime_pybind11_state as state
 from onnx import TensorProto, helper
+
+from burnish.runtime.opening import placement
 
 PREFERRED = ("float16", "float", "bfloat16", "uint8", "int32", "int64", "int8", "bool")
 ELEMENTS = {
@@ -22,6 +29,7 @@ ATTRIBUTES = {
 WHOLE = ("QLinearAdd", "QLinearMul")
 """Operators whose types onnxruntime infers with the optional inputs only."""
 TWO_RESULTS = ("EmbedLayerNormalization",)
+DTYPES = ("float", "float16", "bfloat16")
 
 
 @cache
@@ -83,3 +91,28 @@ def _element(text: str) -> str:
 
 def _is_required(parameter: Any) -> bool:
     return "Optional" not in str(parameter.option)
+
+
+def placed(domain: str, op_type: str, provider: str) -> bool:
+    """True where the provider takes the operator with one of the types, and not its steps."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    for dtype in DTYPES:
+        try:
+            session = ort.InferenceSession(
+                single(domain, op_type, dtype), options,
+                providers=list(dict.fromkeys([provider, "CPUExecutionProvider"])),
+            )  # fmt: skip
+        except Exception:  # noqa: BLE001 - whatever it is, that type is not taken
+            continue
+        if any(node.op_type == op_type and node.provider == provider for node in placement(session)):
+            return True
+    return False
+
+
+if __name__ == "__main__":
+    if sys.argv[1] != "CPUExecutionProvider":
+        ort.preload_dlls()
+    pairs = [name.split(":") for name in sys.argv[2:]]
+    print(" ".join(op for domain, op in pairs if placed(domain, op, sys.argv[1])))
