@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-from burnish.runtime.gpu import Gpu, gpus
+from burnish.runtime.gpu import gpus
 from burnish.runtime.libraries import CUDA_FIX
 from burnish.runtime.machine import Machine, installed, machine, versions
 from burnish.runtime.probe import Answer, Request, probe
@@ -36,8 +36,6 @@ class Report(msgspec.Struct, frozen=True):
 
     versions: dict[str, str]
     machine: Machine
-    gpus: tuple[Gpu, ...]
-    """NVIDIA's, as the driver lists them."""
     telemetry: str
     """`off`, or `on` and why."""
     providers: tuple[ProviderReport, ...]
@@ -58,8 +56,7 @@ def diagnose(*, timeout: float = 120.0) -> Report:
     here = machine()
     return Report(
         versions=versions(),
-        machine=here,
-        gpus=gpus(),
+        machine=msgspec.structs.replace(here, gpus=gpus()),
         telemetry=telemetry(os.environ.get(TELEMETRY)),
         providers=check_providers(timeout=timeout),
         problems=(*wheel_problems(), *limit_problems(here)),

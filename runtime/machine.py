@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from burnish.runtime.cgroup import memory_limit
+from burnish.runtime.gpu import Gpu
 from burnish.runtime.threads import ThreadPlan, plan_threads
 
 PACKAGES: Final = (
@@ -39,6 +40,8 @@ class Machine(msgspec.Struct, frozen=True):
     """Bytes that the cgroup allows; None: no limit."""
     system: str
     python: str
+    gpus: tuple[Gpu, ...] = ()
+    """NVIDIA's, where they were asked for (see `burnish.runtime.gpu`)."""
 
 
 def machine(root: Path = _ROOT) -> Machine:

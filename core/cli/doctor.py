@@ -57,7 +57,7 @@ def _show(report: Report) -> None:
     cores = f"{threads.logical} CPUs in the affinity mask, {threads.physical} cores, {quota}"
     facts.add_row("threads", f"{threads.intra_op} ({threads.why}); {cores}")
     facts.add_row("memory", f"{_gb(machine.memory)}, cgroup limit {_gb(machine.memory_limit)}")
-    for gpu in report.gpus:
+    for gpu in machine.gpus:
         facts.add_row("gpu", f"{gpu.name}, compute capability {gpu.capability}, {_gb(gpu.memory)}")
     facts.add_row("telemetry", report.telemetry)
     facts.add_row("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items()))
